@@ -1,0 +1,231 @@
+"""One rank of one measured job: `measure_recipes.py` starts it. Builds the recipe, trains a few steps, writes the result."""
+
+import gc
+import json
+import os
+import statistics
+import sys
+import time
+import traceback
+from importlib.metadata import version
+from pathlib import Path
+
+os.environ["WANDB_DISABLED"] = "true"
+
+import psutil
+import pynvml
+import torch
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM, Trainer, TrainerCallback, TrainingArguments
+
+STEPS, WARM_UP = 6, 2
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class RandomTokens(torch.utils.data.Dataset):
+    """Rows of random tokens; with `padded`, every second row is half padding."""
+
+    def __init__(self, vocabulary: int, length: int, rows: int, padded: bool) -> None:
+        self.vocabulary, self.length, self.rows, self.padded = vocabulary, length, rows, padded
+
+    def __len__(self) -> int:
+        return self.rows
+
+    def __getitem__(self, index: int) -> dict:
+        tokens = torch.randint(0, self.vocabulary, (self.length,), generator=torch.Generator().manual_seed(index))
+        mask, labels = torch.ones_like(tokens), tokens.clone()
+        if self.padded and index % 2:
+            mask[self.length // 2 :], labels[self.length // 2 :] = 0, -100
+        return {"input_ids": tokens, "attention_mask": mask, "labels": labels}
+
+
+class Clock(TrainerCallback):
+    """Synchronised optimizer steps."""
+
+    def __init__(self) -> None:
+        self.seconds: list[float] = []
+
+    def on_step_begin(self, *arguments: object, **named: object) -> None:
+        torch.cuda.synchronize()
+        self.started = time.perf_counter()
+
+    def on_step_end(self, *arguments: object, **named: object) -> None:
+        torch.cuda.synchronize()
+        self.seconds.append(time.perf_counter() - self.started)
+
+
+def quantize(model: torch.nn.Module, kind: str) -> None:
+    """Replace every linear layer but the head, weight by weight, as the loader does."""
+    import bitsandbytes as bnb
+
+    for module in list(model.modules()):
+        for name, layer in list(module.named_children()):
+            if not isinstance(layer, torch.nn.Linear) or name in ("lm_head", "embed_out"):
+                continue
+            weight = torch.empty(layer.out_features, layer.in_features, dtype=torch.bfloat16, device="cuda").normal_(0, 0.02)
+            shape = dict(input_features=layer.in_features, output_features=layer.out_features, bias=layer.bias is not None)
+            if kind == "int8":
+                new = bnb.nn.Linear8bitLt(**shape, has_fp16_weights=False, threshold=6.0, device="meta")
+                new.weight = bnb.nn.Int8Params(weight.half().cpu(), requires_grad=False, has_fp16_weights=False).to("cuda")
+            else:
+                double = kind == "nf4"
+                new = bnb.nn.Linear4bit(**shape, compute_dtype=torch.bfloat16, compress_statistics=double, quant_type="nf4", device="meta")
+                parameter = bnb.nn.Params4bit(weight, requires_grad=False, compress_statistics=double, quant_type="nf4", module=new)
+                new.weight = parameter.to("cuda")
+                del parameter
+            del weight
+            if layer.bias is not None:
+                new.bias = torch.nn.Parameter(torch.zeros(layer.out_features, dtype=torch.bfloat16, device="cuda"), requires_grad=False)
+            setattr(module, name, new)
+
+
+def build(case: dict, recipe: dict) -> tuple:
+    """The config and the model of a recipe, with random weights, on the GPU (on the CPU under ZeRO-3)."""
+    import peft
+
+    fields = dict(case["config"])
+    config = CONFIG_MAPPING[fields.pop("model_type")](**fields)
+    config._attn_implementation, config.use_cache = recipe["attention"], False
+    dtype, quantization = DTYPES[recipe["weights"]], recipe["quantization"]
+    kind, method = recipe["parallelism"]["kind"], recipe["adapter"]["method"]
+    if quantization != "none":
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+        quantize(model, quantization)
+        for module in model.modules():
+            for name, parameter in list(module._parameters.items()):
+                if parameter is not None and parameter.is_meta:
+                    real = torch.empty(parameter.shape, dtype=parameter.dtype, device="cuda").normal_(0, 0.02)
+                    module._parameters[name] = torch.nn.Parameter(real, requires_grad=False)
+        with torch.device("cuda"):
+            if hasattr(model.model, "rotary_emb"):
+                model.model.rotary_emb = type(model.model.rotary_emb)(config)
+        model.tie_weights()
+        setattr(model, "is_loaded_in_8bit" if quantization == "int8" else "is_loaded_in_4bit", True)
+        model.is_quantized = False
+        if recipe.get("kbit_upcast") is not False:
+            model = peft.prepare_model_for_kbit_training(
+                model, use_gradient_checkpointing=recipe["gradient_checkpointing"],
+                gradient_checkpointing_kwargs={"use_reentrant": False})  # fmt: skip
+    else:
+        torch.set_default_dtype(dtype)
+        with torch.device("cpu" if kind == "zero3" else "cuda"):
+            model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+        torch.set_default_dtype(torch.float32)
+    if method != "full":
+        adapter = recipe["adapter"]
+        targets = adapter["targets"] if isinstance(adapter["targets"], str) else list(adapter["targets"])
+        model = peft.get_peft_model(model, peft.LoraConfig(
+            r=adapter["rank"], lora_alpha=adapter["alpha"], lora_dropout=adapter["dropout"], target_modules=targets,
+            use_dora=method == "dora", task_type="CAUSAL_LM"))  # fmt: skip
+    model.config.use_cache = False
+    return config, model
+
+
+def parallel_arguments(recipe: dict) -> dict:
+    """What the Trainer needs for the recipe's parallelism."""
+    kind, offload = recipe["parallelism"]["kind"], recipe["parallelism"].get("offload", [])
+    if kind == "ddp":
+        return {"ddp_find_unused_parameters": False}
+    if kind == "fsdp2":
+        return {"fsdp": "full_shard auto_wrap", "fsdp_config": {"fsdp_version": 2, "reshard_after_forward": True, "offload_params": bool(offload)}}
+    if not kind.startswith("zero"):
+        return {}
+    zero: dict = {"stage": int(kind[-1]), "overlap_comm": True, "contiguous_gradients": True}
+    for part, key in (("optimizer", "offload_optimizer"), ("parameters", "offload_param")):
+        if part in offload:
+            zero[key] = {"device": "cpu", "pin_memory": True}
+    auto = {"lr": "auto", "betas": "auto", "eps": "auto", "weight_decay": "auto"}
+    return {"deepspeed": {
+        "zero_optimization": zero, "bf16": {"enabled": True}, "train_micro_batch_size_per_gpu": "auto",
+        "gradient_accumulation_steps": "auto", "gradient_clipping": "auto", "zero_allow_untested_optimizer": True,
+        "optimizer": {"type": "AdamW", "params": auto}}}  # fmt: skip
+
+
+def make_trainer(case: dict, recipe: dict, clock: Clock, world: int) -> Trainer:
+    steps = case.get("steps", STEPS)
+    extra = parallel_arguments(recipe)
+    shared = dict(
+        output_dir="out", per_device_train_batch_size=recipe["micro_batch"], max_steps=steps, bf16=recipe["compute"] == "bfloat16",
+        gradient_accumulation_steps=recipe["gradient_accumulation"], gradient_checkpointing=recipe["gradient_checkpointing"],
+        gradient_checkpointing_kwargs={"use_reentrant": False}, optim=recipe["optimizer"], logging_steps=10**6, save_strategy="no",
+        report_to=[], learning_rate=1e-5, disable_tqdm=True, use_liger_kernel=recipe["loss"] == "liger", **extra)  # fmt: skip
+    rows = recipe["micro_batch"] * recipe["gradient_accumulation"] * steps * 2 * world
+    # The arguments come first: with ZeRO-3 they make transformers build the model sharded.
+    if recipe["trainer"] == "trl":
+        from datasets import Dataset
+        from tokenizers import Tokenizer, models
+        from transformers import PreTrainedTokenizerFast
+        from trl import SFTConfig, SFTTrainer
+
+        settings = SFTConfig(**shared, max_length=recipe["sequence_length"])
+        config, model = build(case, recipe)
+        words = Tokenizer(models.WordLevel({"<pad>": 0, "<eos>": 1, "a": 2}, unk_token="a"))
+        tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>", eos_token="<eos>")
+        data = RandomTokens(config.vocab_size, recipe["sequence_length"], rows, False)
+        table = Dataset.from_dict({"input_ids": [data[i]["input_ids"].tolist() for i in range(rows)]})
+        return SFTTrainer(model=model, args=settings, train_dataset=table, processing_class=tokenizer, callbacks=[clock])
+    arguments = TrainingArguments(**shared)
+    config, model = build(case, recipe)
+    data = RandomTokens(config.vocab_size, recipe["sequence_length"], rows, recipe["padded"])
+    return Trainer(model=model, args=arguments, train_dataset=data, callbacks=[clock])
+
+
+def own_process_bytes(handle: object) -> int | None:
+    for process in pynvml.nvmlDeviceGetComputeRunningProcesses(handle):
+        if process.pid == os.getpid():
+            return process.usedGpuMemory
+    return None
+
+
+def measure(case: dict) -> dict:
+    recipe, rank = case["recipe"], int(os.environ.get("LOCAL_RANK", 0))
+    world = int(os.environ.get("WORLD_SIZE", 1))
+    pynvml.nvmlInit()
+    handle = pynvml.nvmlDeviceGetHandleByIndex(rank)
+    before, host_before = pynvml.nvmlDeviceGetMemoryInfo(handle).used, psutil.virtual_memory().used
+    torch.cuda.set_device(rank)
+    torch.zeros(1, device="cuda")
+    torch.cuda.synchronize()
+    context = pynvml.nvmlDeviceGetMemoryInfo(handle).used - before - torch.cuda.memory_reserved()
+    clock = Clock()
+    trainer = make_trainer(case, recipe, clock, world)
+    gc.collect()
+    torch.cuda.empty_cache()
+    loaded = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    trainer.train()
+    torch.cuda.synchronize()
+    mine = dict(
+        loaded_bytes=loaded, peak_allocated_bytes=torch.cuda.max_memory_allocated(), peak_reserved_bytes=torch.cuda.max_memory_reserved(),
+        process_bytes=own_process_bytes(handle), context_bytes=context,
+        outside_torch_bytes=pynvml.nvmlDeviceGetMemoryInfo(handle).used - before - torch.cuda.memory_reserved(),
+        host_used_bytes=psutil.virtual_memory().used - host_before, resident_set_bytes=psutil.Process().memory_info().rss,
+        allocator_retries=torch.cuda.memory_stats().get("num_alloc_retries"))  # fmt: skip
+    ranks = [mine] * world
+    if world > 1:
+        torch.distributed.all_gather_object(ranks, mine)
+    libraries = ("torch", "transformers", "peft", "accelerate", "bitsandbytes", "trl", "deepspeed", "liger-kernel")
+    return dict(
+        name=case["name"], outcome="ok", recipe=recipe, ranks=ranks, step_seconds=statistics.median(clock.seconds[WARM_UP:]),
+        steps_seconds=[round(second, 4) for second in clock.seconds], gpu=torch.cuda.get_device_name(0),
+        driver=pynvml.nvmlSystemGetDriverVersion(), versions={name: version(name) for name in libraries if has(name)})  # fmt: skip
+
+
+def has(name: str) -> bool:
+    try:
+        return bool(version(name))
+    except ModuleNotFoundError:
+        return False
+
+
+if __name__ == "__main__":
+    case = json.loads(sys.stdin.readline() if sys.argv[1] == "-" else sys.argv[1])
+    try:
+        result = measure(case)
+    except torch.cuda.OutOfMemoryError as error:
+        result = {"name": case["name"], "recipe": case["recipe"], "outcome": "out_of_memory", "evidence": str(error)}
+    except Exception:
+        result = {"name": case["name"], "recipe": case["recipe"], "outcome": "failed", "evidence": traceback.format_exc()[-1500:]}
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        Path(sys.argv[2]).write_text(json.dumps(result))
+    os._exit(0)

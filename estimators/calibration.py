@@ -1,0 +1,68 @@
+"""What was learned from measured runs: how near to its data sheet a GPU comes, what its host needs to issue a kernel, and
+how far off the formulas are.
+
+The defaults come from the runs in profiles/measurements (benchmarks/accuracy.py prints how well they hold); a machine's
+own measurements replace them.
+"""
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rates:
+    """Fractions of the data sheet, and seconds of the host. One set for all GPUs until one is measured."""
+
+    matmul_efficiency: float = 0.635
+    """cuBLAS on the shapes of a step, under a power cap; 8192³ alone reaches 0.80 on an H200."""
+    attention_efficiency: float = 0.46
+    memory_efficiency: float = 0.585
+    """Of elementwise kernels, which read and write somewhat more than the tensors that the walk counts."""
+    kernel_seconds: float = 6e-6
+    """The least that one kernel takes on the GPU, its tail and the gap to the next included."""
+    forward_dispatch_seconds: float = 46.6e-6
+    """The host's time for one operation of the forward pass: module calls, views, autograd's bookkeeping, the launch."""
+    backward_dispatch_seconds: float = 14.7e-6
+    """The same in the backward pass, which C++ runs."""
+    adapter_call_seconds: float = 20e-6
+    """PEFT's layer around an adapted one: Python beside its operations."""
+    nf4_call_seconds: float = 160e-6
+    """A 4-bit product of bitsandbytes."""
+    int8_call_seconds: float = 870e-6
+    """An 8-bit product of bitsandbytes, which looks for outlier columns and waits for the answer."""
+    expert_call_seconds: float = 5.6e-6
+    """One expert of a mixture: transformers runs them in a Python loop."""
+    backward_call_share: float = 0.31
+    """What such a call costs in the backward pass, as a share of the forward's."""
+    step_overhead_seconds: float = 4.7e-3
+    """Per optimizer step: data loading, collation, gradient norm, the Trainer's own Python."""
+    tensor_dispatch_seconds: float = 22.5e-6
+    """Per trainable tensor and step: optimizer and gradient clipping walk the list in Python."""
+    bitsandbytes_update_flops: float = 2030.0
+    """Float32 operations' worth of time for one parameter in bitsandbytes' optimizer kernels."""
+    host_link_efficiency: float = 0.80
+    peer_link_efficiency: float = 0.70
+    cpu_adam_seconds_per_parameter: float = 1.0e-9
+    """DeepSpeed's CPUAdam on all cores of a server, bound by host memory: 16 bytes read, 14 written."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ErrorBars:
+    """Factors on an estimate that held 95 of 100 measured runs, from `benchmarks/accuracy.py`."""
+
+    allocated: tuple[float, float] = (0.97, 1.04)
+    reserved: tuple[float, float] = (0.92, 1.09)
+    step_seconds: tuple[float, float] = (0.70, 1.45)
+    host: tuple[float, float] = (0.85, 1.20)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Calibration:
+    """Rates and error bars together."""
+
+    rates: Rates = field(default_factory=Rates)
+    error_bars: ErrorBars = field(default_factory=ErrorBars)
+    seen_devices: tuple[str, ...] = ("h200-sxm",)
+    """Catalogue names of the GPUs that were measured."""
+
+
+DEFAULT = Calibration()

@@ -1,0 +1,77 @@
+"""Which recipes can run at all: each technique's needs against the rest of the recipe and the hardware."""
+
+from collections.abc import Iterator
+
+from estimators.hardware import Cluster
+from estimators.model import ModelSpec
+from estimators.recipe import Recipe
+from estimators.strategies import ADAPTERS, ATTENTIONS, LOSSES, OPTIMIZERS, PARALLELISMS, QUANTIZATIONS, find_law
+from estimators.strategies.axes import Needs
+from estimators.strategies.parallelism.offload import refusal
+
+BFLOAT16 = (8, 0)
+
+
+def objections(model: ModelSpec, recipe: Recipe, cluster: Cluster) -> tuple[str, ...]:
+    """Why the recipe cannot run on the cluster, one reason each; empty where it can.
+
+    Raises:
+        UnknownName: the recipe names a technique that does not exist.
+    """
+    laws = (
+        find_law("adapter", ADAPTERS, recipe.adapter.method),
+        find_law("quantization", QUANTIZATIONS, recipe.quantization),
+        find_law("optimizer", OPTIMIZERS, recipe.optimizer),
+        find_law("parallelism", PARALLELISMS, recipe.parallelism.kind),
+        find_law("attention", ATTENTIONS, recipe.attention),
+        find_law("loss", LOSSES, recipe.loss),
+    )
+    capability = min(gpu.device.compute_capability for gpu in cluster.gpus)
+    reasons = [reason for law in laws for reason in _unmet(law.name, law.needs, recipe, capability)]
+    reasons += _data_types(recipe, capability)
+    reasons += _placement(recipe, cluster)
+    if model.learned_positions and recipe.sequence_length > model.max_positions:
+        reasons.append(f"{model.name} has no positions beyond {model.max_positions} tokens")
+    return tuple(reasons)
+
+
+def _unmet(name: str, needs: Needs, recipe: Recipe, capability: tuple[int, int]) -> Iterator[str]:
+    if capability < needs.compute_capability:
+        wanted, found = (".".join(map(str, pair)) for pair in (needs.compute_capability, capability))
+        yield f"{name} needs compute capability {wanted}, the GPU has {found}"
+    for what, allowed, value in (
+        ("adapter", needs.adapters, recipe.adapter.method),
+        ("quantization", needs.quantizations, recipe.quantization),
+        ("optimizer", needs.optimizers, recipe.optimizer),
+        ("parallelism", needs.parallelisms, recipe.parallelism.kind),
+        ("trainer", needs.trainers, recipe.trainer),
+        ("compute type", needs.data_types, recipe.compute),
+    ):
+        if allowed is not None and value not in allowed:
+            yield f"{name} works with {what} {' or '.join(allowed)}, not {value}"
+
+
+def _data_types(recipe: Recipe, capability: tuple[int, int]) -> Iterator[str]:
+    if "bfloat16" in (recipe.weights, recipe.compute) and capability < BFLOAT16:
+        yield f"bfloat16 needs compute capability 8.0, the GPU has {capability[0]}.{capability[1]}"
+    if recipe.adapter.trains_everything and recipe.weights == "float16":
+        yield "float16 weights cannot be trained: gradients cannot be unscaled; use float32 weights with float16 compute"
+    if recipe.compute == "float32" and recipe.weights != "float32":
+        yield f"float32 compute needs float32 weights, not {recipe.weights}"
+    mixed = {recipe.weights, recipe.compute} == {"bfloat16", "float16"}
+    if mixed:
+        yield f"{recipe.weights} weights do not go with {recipe.compute} compute"
+    if recipe.parallelism.kind.startswith("zero") and recipe.weights == "float32" and recipe.compute != "float32":
+        yield "DeepSpeed casts the model to the compute type: write weights as the compute type"
+
+
+def _placement(recipe: Recipe, cluster: Cluster) -> Iterator[str]:
+    parallelism = recipe.parallelism
+    if parallelism.devices > cluster.size:
+        yield f"{parallelism.devices} GPUs are asked for, {cluster.size} are there"
+    if parallelism.kind == "none" and parallelism.devices > 1:
+        yield f"{parallelism.devices} GPUs need a parallelism: ddp, zero1, zero2, zero3 or fsdp2"
+    if parallelism.kind in ("ddp", "fsdp2") and parallelism.devices == 1:
+        yield f"{parallelism.kind} needs at least 2 GPUs"
+    if reason := refusal(parallelism.kind, parallelism.offload, parallelism.offload_to):
+        yield reason

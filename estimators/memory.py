@@ -1,0 +1,184 @@
+"""Peak memory of one GPU by formula: what is alive at each moment of a step, and the largest of those moments.
+
+The terms of a moment sum to it exactly. torch's allocator holds `allocated`; what it reserves and what the process takes
+beside it are in estimators/process.py.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+from estimators.hardware import Device
+from estimators.model import ModelSpec
+from estimators.recipe import Adapter, Recipe
+from estimators.strategies import OPTIMIZERS, PARALLELISMS, QUANTIZATIONS, find_law
+from estimators.strategies.axes import Job, Phase, Resident
+from estimators.trainable import ITEM_BYTES, base_weight_bytes, trainable_bytes_each, trainable_groups
+from estimators.units import MIB
+from estimators.walk import Walk, walk
+
+FLOAT32_SHARDS = ("zero1", "zero2", "zero3", "fsdp2")
+"""Train in the compute type and keep float32 weights and states, sharded: DeepSpeed casts the model, FSDP2 gathers so."""
+TERMS = ("weights", "adapter", "gradients", "optimizer", "activations", "logits", "workspace", "communication")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Moment:
+    """What torch's allocator holds at one instant, by term, in bytes."""
+
+    name: str
+    terms: dict[str, int]
+
+    @cached_property
+    def total_bytes(self) -> int:
+        return sum(self.terms.values())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Memory:
+    """The moments of a step on one GPU."""
+
+    moments: tuple[Moment, ...]
+    loaded_bytes: int
+    """Held once the model is built, before the first step."""
+    embedding_bytes: int = 0
+    """Gradients of embedding and head together, in the type that they are trained in."""
+    managed_bytes: int = 0
+    """Paged optimizer state: CUDA managed memory, in device or host memory as the driver sees fit."""
+
+    @cached_property
+    def peak(self) -> Moment:
+        return max(self.moments, key=lambda moment: moment.total_bytes)
+
+    @property
+    def allocated_bytes(self) -> int:
+        return self.peak.total_bytes
+
+
+def cublas_workspace_bytes(device: Device) -> int:
+    """Two workspaces, for the forward and the backward thread's handle.
+
+    Source: torch 2.11 aten/src/ATen/cuda/CublasHandlePool.cpp: 32 MiB on Hopper and later, 8,519,680 B before.
+    """
+    return 2 * (32 * MIB if device.compute_capability >= (9, 0) else 8_519_680)
+
+
+def job_of(model: ModelSpec, recipe: Recipe) -> Job:
+    """The whole-model figures that a parallelism law shards."""
+    law = find_law("optimizer", OPTIMIZERS, recipe.optimizer)
+    groups, each = trainable_groups(model, recipe), trainable_bytes_each(recipe)
+    everything = trainable_groups(model, replace(recipe, adapter=Adapter(method="full")))
+    stream_bytes = 4 if recipe.upcasts_kbit else ITEM_BYTES[recipe.weights]
+    master = each
+    if recipe.parallelism.kind in FLOAT32_SHARDS:
+        each, master = ITEM_BYTES[recipe.compute], 4
+    if recipe.parallelism.kind.startswith("zero"):
+        stream_bytes = ITEM_BYTES[recipe.compute]
+    block = max((block for block, _ in model.block_counts), key=lambda block: block.parameters)
+    quantization = find_law("quantization", QUANTIZATIONS, recipe.quantization)
+    trained = sum(group.parameters for group in groups)
+    return Job(
+        devices=recipe.parallelism.devices,
+        weights_bytes=base_weight_bytes(model, recipe.quantization, stream_bytes, stream_bytes),
+        frozen_parameters=0 if recipe.adapter.trains_everything else model.parameters,
+        trainable_parameters=trained,
+        trainable_bytes_each=each,
+        trainable_tensors=sum(group.count for group in groups),
+        adapter=not recipe.adapter.trains_everything,
+        state_bytes=law.state_bytes(groups, master),
+        step_temporary_bytes=law.step_temporary_bytes(groups, master),
+        largest_tensor=max((group.elements for group in groups), default=0),
+        block_parameters=block.parameters,
+        block_bytes=sum(quantization.stored_bytes(layer, stream_bytes) for layer in block.linears if layer.quantizable),
+        embedding_parameters=model.embedding_parameters + model.head_parameters,
+        layers=len(model.layers),
+        compute_bytes=ITEM_BYTES[recipe.compute],
+        accumulates=recipe.gradient_accumulation > 1,
+        offload=recipe.parallelism.offload,
+        offload_to=recipe.parallelism.offload_to,
+        buckets=recipe.buckets,
+        trained=groups,
+        frozen=() if recipe.adapter.trains_everything else everything,
+        head_parameters=model.vocabulary * (model.embedding_size or model.hidden_size),
+        tied=model.tied,
+        recomputes=recipe.gradient_checkpointing,
+    )
+
+
+def estimate_memory(model: ModelSpec, recipe: Recipe, device: Device) -> Memory:
+    """The moments of one step of `recipe` on one GPU of kind `device`.
+
+    Raises:
+        BadInput: the recipe names a technique or a target that does not exist.
+    """
+    law = find_law("parallelism", PARALLELISMS, recipe.parallelism.kind)
+    job, walked = job_of(model, recipe), walk(model, recipe)
+    workspace = cublas_workspace_bytes(device)
+    loaded = law.resident(job, "loaded")
+    moments = tuple(
+        _moment(name, law.resident(job, phase), workspace, alive, gradient_share)
+        for name, phase, alive, gradient_share in _alive(model, recipe, walked, job)
+    )
+    optimizer = find_law("optimizer", OPTIMIZERS, recipe.optimizer)
+    managed = optimizer.managed_bytes(trainable_groups(model, recipe), job.trainable_bytes_each)
+    return Memory(
+        moments=moments,
+        loaded_bytes=loaded.weights + loaded.adapter + loaded.optimizer + loaded.communication,
+        embedding_bytes=2 * model.vocabulary * model.hidden_size * job.trainable_bytes_each,
+        managed_bytes=managed,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Alive:
+    """What the passes themselves hold at a moment."""
+
+    activations: int = 0
+    logits: int = 0
+    workspace: int = 0
+    gradients: int = 0
+    """Of weights, beyond what the phase's share covers."""
+
+
+def _alive(model: ModelSpec, recipe: Recipe, walked: Walk, job: Job) -> Iterator[tuple[str, Phase, _Alive, float]]:
+    """Each moment: its name, its phase, what the passes hold, and the share of its phase's gradients that exist."""
+    checkpointing = recipe.gradient_checkpointing
+    boundaries = walked.layers * walked.stream_bytes
+    kept = boundaries + walked.pinned if checkpointing else walked.kept + walked.stream_bytes
+    casts = walked.cached_casts if checkpointing else 0
+    head, last, first = walked.head.footprint, walked.blocks[-1].footprint, walked.blocks[0].footprint
+    everything = recipe.adapter.trains_everything
+    head_gradient = model.vocabulary * model.hidden_size * job.trainable_bytes_each if everything else 0
+    trained = max(1, job.trainable_parameters * job.trainable_bytes_each)
+    embedding = model.embedding_parameters * job.trainable_bytes_each if everything else 0
+    embedding_share = 0.0 if model.tied else embedding / trained
+    head_share = head_gradient / trained
+    block_share = (1.0 - head_share - embedding_share) / walked.layers
+    yield "end of the forward pass", "loss", _Alive(kept, head.forward_peak, casts), 1.0
+    yield "start of the backward pass", "loss", _Alive(kept, head.backward_peak), 1.0
+    working = max(last.backward_peak, last.forward_peak + walked.stream_bytes if checkpointing else 0)
+    beside_last = kept if checkpointing else kept - last.kept
+    yield "backward pass of the last block", "backward", _Alive(beside_last + working), head_share + block_share
+    working = max(first.backward_peak, first.forward_peak + walked.stream_bytes if checkpointing else 0)
+    beside_first = walked.stream_bytes + (walked.pinned if checkpointing else 0)
+    yield "backward pass of the first block", "backward", _Alive(beside_first + working), 1.0 - embedding_share
+    # A tied embedding's gradient already exists, from the head: the new one is made beside it and added.
+    again = embedding if model.tied else 0
+    yield "gradient of the embedding", "backward", _Alive(walked.stream_bytes, 0, 0, again), 1.0
+    yield "optimizer step", "step", _Alive(), 1.0
+
+
+def _moment(name: str, resident: Resident, cublas: int, alive: _Alive, gradient_share: float) -> Moment:
+    return Moment(
+        name=name,
+        terms={
+            "weights": resident.weights,
+            "adapter": resident.adapter,
+            "gradients": round(resident.gradients * gradient_share) + resident.gradient_buffers + alive.gradients,
+            "optimizer": resident.optimizer,
+            "activations": alive.activations,
+            "logits": alive.logits,
+            "workspace": cublas + resident.workspace + alive.workspace,
+            "communication": resident.communication,
+        },
+    )

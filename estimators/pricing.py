@@ -1,0 +1,188 @@
+"""One recipe on one cluster, priced by formula: memory of every GPU, host, disk and time, each with its error bar."""
+
+from collections.abc import Iterable
+
+from estimators.calibration import DEFAULT, Calibration
+from estimators.errors import BadInput
+from estimators.hardware import Cluster, Device, Gpu
+from estimators.legality import objections
+from estimators.memory import Memory, estimate_memory, job_of
+from estimators.model import ModelSpec
+from estimators.price import GpuShare, Interval, Price, Verdict, exactly
+from estimators.process import outside_bytes, slack_bytes
+from estimators.recipe import Recipe
+from estimators.strategies import PARALLELISMS, find_law
+from estimators.strategies.parallelism.nccl import SPREAD, nccl_bytes
+from estimators.throughput import step_seconds
+from estimators.units import MIB
+
+LEAST_HEADROOM_BYTES, HEADROOM_SHARE = 256 * MIB, 0.02
+HOST_PROCESS_BYTES = 2_200_000_000
+"""Python, torch and the CUDA libraries of one rank: resident set sizes of 2.17 to 2.25 GB in profiles/measurements."""
+UNSEEN_CONTEXT = 0.25
+"""Relative error of the context's law on a card where nobody measured it."""
+
+
+def price(
+    model: ModelSpec,
+    recipe: Recipe,
+    cluster: Cluster,
+    *,
+    vram_budget_bytes: int | None = None,
+    headroom_bytes: int | None = None,
+    assume_idle: bool = False,
+    calibration: Calibration = DEFAULT,
+) -> Price:
+    """What `recipe` costs on `cluster`, by formula.
+
+    Raises:
+        BadInput: the recipe cannot run there, with every reason; or it names what does not exist.
+    """
+    reasons = objections(model, recipe, cluster)
+    if reasons:
+        raise BadInput("; ".join(reasons))
+    used = used_gpus(cluster, recipe.parallelism.devices)
+    sizes = {gpu.device.name: _Size(model, recipe, gpu.device, calibration) for gpu in used}
+    shares = tuple(
+        _share(gpu, sizes[gpu.device.name], budget_bytes(gpu, vram_budget_bytes, assume_idle), headroom_bytes)
+        for gpu in used
+    )
+    worst = sizes[min(zip(shares, used, strict=True), key=lambda pair: pair[0].spare_bytes)[1].device.name]
+    seconds = step_seconds(model, recipe, cluster, calibration.rates)
+    total = sum(seconds.values())
+    slow, fast = calibration.error_bars.step_seconds
+    step = Interval(value=total, low=total * slow, high=total * fast)
+    tokens = recipe.tokens_per_step
+    host, disk = _host(model, recipe, cluster, calibration)
+    return Price(
+        evidence="formula",
+        peak_allocated=worst.allocated,
+        peak_reserved=worst.reserved,
+        process=worst.process,
+        host=host,
+        disk=disk,
+        step_seconds=step,
+        tokens_per_second=Interval(value=tokens / step.value, low=tokens / step.high, high=tokens / step.low),
+        peak_moment=worst.memory.peak.name,
+        terms=worst.terms(),
+        phases=worst.phases(),
+        seconds=seconds,
+        gpus=shares,
+        host_verdict=_covers(cluster.host.memory_bytes, host) if recipe.parallelism.offload else "fits",
+        disk_verdict=_covers(cluster.host.disk_bytes, disk),
+        notes=_notes(model, recipe, worst.memory),
+    )
+
+
+def used_gpus(cluster: Cluster, devices: int) -> tuple[Gpu, ...]:
+    """The GPUs of one node that a job of `devices` ranks uses: the roomiest first, in the cluster's order."""
+    per_node = min(len(cluster.gpus), devices)
+    roomiest = sorted(range(len(cluster.gpus)), key=lambda at: (-_room(cluster.gpus[at]), at))[:per_node]
+    return tuple(cluster.gpus[at] for at in sorted(roomiest))
+
+
+def budget_bytes(gpu: Gpu, vram_budget_bytes: int | None, assume_idle: bool) -> int:
+    """What a job may take of a GPU: what is free (or usable, where it is idle or assumed so), within the user's limit."""
+    idle = assume_idle or gpu.free_bytes is None
+    available = gpu.device.usable_bytes if idle or gpu.free_bytes is None else gpu.free_bytes
+    return available if vram_budget_bytes is None else min(available, vram_budget_bytes)
+
+
+def headroom_of(budget: int, headroom_bytes: int | None) -> int:
+    """What stays free: the user's figure, or the larger of 256 MiB and 2 % of the budget."""
+    return max(LEAST_HEADROOM_BYTES, round(HEADROOM_SHARE * budget)) if headroom_bytes is None else headroom_bytes
+
+
+def _room(gpu: Gpu) -> int:
+    return gpu.device.usable_bytes if gpu.free_bytes is None else gpu.free_bytes
+
+
+class _Size:
+    """The job on one kind of GPU."""
+
+    __slots__ = ("allocated", "communication", "context", "memory", "process", "reserved", "slack")
+
+    def __init__(self, model: ModelSpec, recipe: Recipe, device: Device, calibration: Calibration) -> None:
+        bars = calibration.error_bars
+        self.memory: Memory = estimate_memory(model, recipe, device)
+        self.slack = slack_bytes(model, recipe, self.memory)
+        self.context = outside_bytes(device, recipe)
+        self.communication = nccl_bytes(recipe.parallelism.kind, recipe.parallelism.devices)
+        allocated, reserved = self.memory.allocated_bytes, self.memory.allocated_bytes + self.slack
+        self.allocated = Interval(
+            value=allocated, low=allocated * bars.allocated[0], high=allocated * bars.allocated[1]
+        )
+        self.reserved = Interval(
+            value=reserved,
+            low=max(reserved * bars.reserved[0], self.allocated.low),
+            high=max(reserved * bars.reserved[1], self.allocated.high),
+        )
+        spread = self.communication * SPREAD
+        if device.name not in calibration.seen_devices:
+            spread += self.context * UNSEEN_CONTEXT
+        outside = self.context + self.communication
+        self.process = Interval(
+            value=reserved + outside,
+            low=self.reserved.low + outside - spread,
+            high=self.reserved.high + outside + spread,
+        )
+
+    def terms(self) -> dict[str, int]:
+        inside = dict(self.memory.peak.terms)
+        inside["communication"] += self.communication
+        return {**inside, "context": self.context, "slack": self.slack}
+
+    def phases(self) -> dict[str, int]:
+        outside = self.context + self.communication
+        loaded = {"model loaded": self.memory.loaded_bytes + self.context}
+        return loaded | {moment.name: moment.total_bytes + self.slack + outside for moment in self.memory.moments}
+
+
+def _share(gpu: Gpu, size: _Size, budget: int, headroom_bytes: int | None) -> GpuShare:
+    headroom = headroom_of(budget, headroom_bytes)
+    verdict: Verdict = "does not fit"
+    if budget - headroom >= size.process.high:
+        verdict = "fits"
+    elif budget - headroom >= size.allocated.high + size.context + size.communication:
+        # It lives only because the allocator gives its cache back in time, again and again.
+        verdict = "tight"
+    return GpuShare(
+        name=gpu.device.name,
+        index=gpu.index,
+        budget_bytes=budget,
+        headroom_bytes=headroom,
+        process=size.process,
+        verdict=verdict,
+    )
+
+
+def _host(model: ModelSpec, recipe: Recipe, cluster: Cluster, calibration: Calibration) -> tuple[Interval, Interval]:
+    """Host RAM and disk of one node."""
+    law, job = find_law("parallelism", PARALLELISMS, recipe.parallelism.kind), job_of(model, recipe)
+    ranks = min(len(cluster.gpus), recipe.parallelism.devices)
+    needed = ranks * HOST_PROCESS_BYTES + law.host_bytes(job)
+    low, high = calibration.error_bars.host
+    disk = law.disk_bytes(job)
+    return Interval(value=needed, low=needed * low, high=needed * high), exactly(disk)
+
+
+def _covers(available: int | None, needed: Interval) -> Verdict:
+    if not needed.value or (available is not None and available >= needed.high):
+        return "fits"
+    return "tight" if available is not None and available >= needed.value else "does not fit"
+
+
+def _notes(model: ModelSpec, recipe: Recipe, memory: Memory) -> tuple[str, ...]:
+    return tuple(_noted(model, recipe, memory))
+
+
+def _noted(model: ModelSpec, recipe: Recipe, memory: Memory) -> Iterable[str]:
+    if memory.managed_bytes:
+        yield (
+            f"{memory.managed_bytes / 2**30:.2f} GiB of optimizer state are paged: in device memory while there is room, "
+            "else in host memory"
+        )
+    if recipe.quantized and any(block.feed_forward.experts for block, _ in model.block_counts):
+        yield "the routed experts are not quantised: bitsandbytes reaches linear layers only"
+    if recipe.sequence_length > model.max_positions:
+        yield f"{recipe.sequence_length} tokens are beyond the {model.max_positions} that {model.name} was trained on"

@@ -1,0 +1,1 @@
+"""The kernel of attention: one law a file."""

@@ -1,0 +1,46 @@
+"""Attention written out in torch: the score matrix is stored, and grows with the square of the sequence.
+
+Source: transformers 5 modeling_llama.eager_attention_forward (softmax in float32, cast back, matrix product) and
+modeling_gemma2's soft cap (division, tanh, product).
+"""
+
+from dataclasses import dataclass
+
+from estimators.model import Attention
+from estimators.strategies.attention.common import repeat_heads
+from estimators.strategies.axes import Needs, Setting
+from estimators.tape import Node, Tape, Value
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EagerAttention:
+    name: str = "eager"
+    needs: Needs = Needs()
+
+    def attend(self, tape: Tape, setting: Setting, shape: Attention, query: Value, key: Value, value: Value) -> Value:
+        if setting.autocast:
+            query, key, value = (tape.cast(item, setting.compute_bytes) for item in (query, key, value))
+        key, value = repeat_heads(tape, key, shape), repeat_heads(tape, value, shape)
+        scores = _product(tape, setting, shape, query, key, setting.sequence_length * shape.heads, shape.head_size)
+        scores = tape.elementwise(scores)
+        if shape.softcap:
+            bent = tape.elementwise(tape.elementwise(scores))
+            tape.nodes[-1].saved = (bent,)
+            scores = tape.elementwise(bent)
+        masked = tape.elementwise(scores)
+        wide = tape.cast(masked, 4)
+        weights = tape.elementwise(wide)
+        tape.nodes[-1].saved = (weights,) if weights.grad else ()
+        narrow = tape.cast(weights, query.itemsize)
+        made = _product(tape, setting, shape, narrow, value, shape.heads * shape.value_size, setting.sequence_length)
+        return tape.elementwise(made)
+
+
+def _product(
+    tape: Tape, setting: Setting, shape: Attention, left: Value, right: Value, columns: int, inner: int
+) -> Value:
+    made = Value(setting.tokens * columns, left.itemsize, left.grad or right.grad)
+    flops = 2.0 * made.elements * inner
+    node = Node("matmul", (left, right), made, (left, right) if made.grad else (), flops=flops, backward_flops=2 * flops,
+                backward_launches=2)  # fmt: skip
+    return tape.add(node)

@@ -1,0 +1,1 @@
+"""The output head and the loss: one law a file."""

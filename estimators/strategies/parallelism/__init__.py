@@ -1,0 +1,1 @@
+"""How a job spreads over GPUs: one law a file."""

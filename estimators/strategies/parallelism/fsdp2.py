@@ -1,0 +1,99 @@
+"""FSDP2 (torch's fully_shard through accelerate): float32 shards of what is trained, gathered in 16 bits block by block.
+
+Sources: torch 2.13 distributed/fsdp/_fully_shard/ and accelerate 1.15 utils/fsdp_utils.py (fsdp2_prepare_model):
+- Trained tensors are cast to float32 before they are cut along their first dimension, frozen ones stay as loaded (older
+  versions cast those too: accelerate#3474, #3844). Optimizer states and sharded gradients are float32.
+- Each block is one unit; the embedding is another, and final norm and head are one that stays gathered from the end of
+  the forward pass on. A tied embedding belongs to that unit and stays gathered throughout.
+- `foreach_all_gather` fills a flat buffer and copies it out; in the forward pass it outlives the copy by one unit, in
+  the backward pass the next unit's is gathered while a block runs. `foreach_reduce` copies a unit's gradients into a
+  flat buffer that lives until the next unit's, and casts the reduced part to float32.
+- While gradients accumulate the Trainer runs under `no_sync`: they stay whole, in 16 bits, until the last micro-batch.
+- CPUOffloadPolicy keeps weights, gradients and states in host memory; pinned blocks are powers of two.
+"""
+
+from dataclasses import dataclass
+
+from estimators.strategies.axes import Exchange, Job, Needs, Phase, Resident
+from estimators.strategies.parallelism.offload import pinned_bytes
+from estimators.strategies.parallelism.shards import MASTER_BYTES, row_parts, states_each, trained_in_block
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fsdp2:
+    name: str = "fsdp2"
+    # accelerate leaves integer-stored 4-bit weights out of the sharding, so nothing of the base would be shared out;
+    # 8-bit ones lose their class as DTensors. bitsandbytes' optimizers and Adafactor know no DTensor.
+    needs: Needs = Needs(optimizers=("adamw_torch", "adamw_torch_fused", "sgd"), quantizations=("none",))
+
+    def resident(self, job: Job, phase: Phase) -> Resident:
+        part, on_host = row_parts(job.trained, job.devices), bool(job.offload)
+        base, adapter = (_frozen_bytes(job), part * MASTER_BYTES) if job.adapter else (part * MASTER_BYTES, 0)
+        if on_host:
+            base = adapter = 0
+        if phase == "loaded":
+            return Resident(weights=base, adapter=adapter)
+        earlier = job.trainable_parameters * job.compute_bytes if job.accumulates and phase != "step" else 0
+        made = 0 if on_host or phase == "loss" else part * MASTER_BYTES
+        return Resident(
+            weights=base,
+            adapter=adapter,
+            gradients=max(0, made - earlier),
+            gradient_buffers=earlier,
+            optimizer=0 if on_host else part * states_each(job),
+            workspace=job.step_temporary_bytes // job.devices if phase == "step" and not on_host else 0,
+            communication=_communication(job, phase) if job.devices > 1 or on_host else 0,
+        )
+
+    def host_bytes(self, job: Job) -> int:
+        if not job.offload:
+            return 0
+        part = row_parts(job.trained, job.devices)
+        trained = sum(
+            group.count * pinned_bytes(group.columns * -(-group.rows // job.devices) * MASTER_BYTES)
+            for group in job.trained
+        )
+        frozen = sum(
+            group.count * pinned_bytes(group.columns * -(-group.rows // job.devices) * job.compute_bytes)
+            for group in job.frozen
+        )
+        return job.devices * (2 * trained + frozen + part * states_each(job))
+
+    def disk_bytes(self, job: Job) -> int:
+        return 0
+
+    def exchange(self, job: Job) -> Exchange:
+        many = job.devices > 1
+        whole = sum(group.parameters for group in (*job.trained, *job.frozen))
+        gathered = 2 * whole - job.head_parameters
+        reduced = float(job.trainable_parameters * job.compute_bytes) if many else 0.0
+        part = row_parts(job.trained, job.devices) if job.offload else 0
+        frozen = _frozen_bytes(job) if job.offload else 0
+        units = job.layers + (1 if job.tied else 2)
+        return Exchange(
+            micro_gathered=float(gathered * job.compute_bytes) if many else 0.0,
+            scattered=reduced,
+            micro_calls=2 * units - 1 if many else 0,
+            calls=units if many else 0,
+            to_host=float(part * MASTER_BYTES),
+            micro_from_host=2.0 * (part * MASTER_BYTES + frozen),
+            host_optimizer_parameters=float(part),
+        )
+
+
+def _frozen_bytes(job: Job) -> int:
+    """One rank's part of the frozen base, in the type it was loaded in."""
+    whole = sum(group.parameters for group in job.frozen)
+    return job.weights_bytes * row_parts(job.frozen, job.devices) // max(1, whole)
+
+
+def _communication(job: Job, phase: Phase) -> int:
+    block, reduced = job.block_parameters, trained_in_block(job)
+    if phase == "loss":
+        # Head and, beside it, its own flat buffer or already the last block's.
+        return (job.head_parameters + max(block, 0 if job.tied else job.head_parameters)) * job.compute_bytes
+    if phase != "backward":
+        return 0
+    gradients = reduced + (0 if job.accumulates else reduced)
+    tied = job.head_parameters * (1 if job.adapter else 2) if job.tied else 0
+    return (2 * block + gradients + tied) * job.compute_bytes

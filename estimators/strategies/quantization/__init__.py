@@ -1,0 +1,1 @@
+"""How the frozen base is stored and multiplied: one law a file."""

@@ -1,0 +1,180 @@
+"""Step time by formula: every operation of the walk against the device's roofline, and the host that must issue it.
+
+An operation takes the longer of its flops at the matrix rate and its bytes at the memory rate. The host issues kernels
+ahead of the GPU, so a pass takes the longer of what the GPU needs and what issuing it needs: small batches wait for the
+CPU. Sources: Williams et al. 2009 (roofline); arXiv 2205.05198 for recomputation.
+"""
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+from estimators.calibration import Rates
+from estimators.hardware import Cluster, Device
+from estimators.memory import job_of
+from estimators.model import ModelSpec
+from estimators.recipe import Recipe
+from estimators.strategies import OPTIMIZERS, PARALLELISMS, find_law
+from estimators.tape import Node
+from estimators.trainable import trainable_bytes_each, trainable_groups
+from estimators.walk import Stretch, walk
+
+
+@dataclass(frozen=True, slots=True)
+class Pass:
+    """Seconds of one pass over a stretch: what the GPU needs by class of operation, and what the host needs."""
+
+    matmul: float = 0.0
+    attention: float = 0.0
+    elementwise: float = 0.0
+    dequantize: float = 0.0
+    host: float = 0.0
+
+    @property
+    def gpu(self) -> float:
+        return self.matmul + self.attention + self.elementwise + self.dequantize
+
+    def plus(self, other: "Pass", times: int = 1) -> "Pass":
+        return Pass(
+            self.matmul + times * other.matmul,
+            self.attention + times * other.attention,
+            self.elementwise + times * other.elementwise,
+            self.dequantize + times * other.dequantize,
+            self.host + times * other.host,
+        )
+
+
+def matmul_flops_per_second(device: Device, compute: str) -> float:
+    """The data sheet's dense rate for products in `compute`; a card without bfloat16 emulates it in float32."""
+    if compute == "float16":
+        return device.float16_flops_per_second
+    if compute == "bfloat16" and device.bfloat16_flops_per_second is not None:
+        return device.bfloat16_flops_per_second
+    return device.float32_flops_per_second
+
+
+@lru_cache(maxsize=8192)
+def passes(stretch: Stretch, device_rates: tuple[float, float], rates: Rates) -> tuple[Pass, Pass]:
+    """Forward and backward pass of a stretch once, on a device given as (matrix flops/s, memory bytes/s)."""
+    forward, backward = _Sum(), _Sum()
+    for node in stretch.nodes:
+        forward.add(node, node.flops, node.traffic, node.launches, device_rates, rates, rates.forward_dispatch_seconds)
+        if node.output.grad:
+            backward.add(node, node.backward_flops, node.backward_traffic, node.backward_launches, device_rates, rates,
+                         rates.backward_dispatch_seconds)  # fmt: skip
+    calls = sum(times * getattr(rates, f"{name}_call_seconds") for name, times in stretch.calls.items())
+    forward.host += calls
+    backward.host += calls * rates.backward_call_share
+    return forward.total(), backward.total()
+
+
+class _Sum:
+    """A Pass being added up."""
+
+    __slots__ = ("by_kind", "host")
+
+    def __init__(self) -> None:
+        self.by_kind = {"matmul": 0.0, "attention": 0.0, "elementwise": 0.0, "dequantize": 0.0}
+        self.host = 0.0
+
+    def add(
+        self,
+        node: Node,
+        flops: float,
+        traffic: float,
+        launches: int,
+        device_rates: tuple[float, float],
+        rates: Rates,
+        dispatch_seconds: float,
+    ) -> None:
+        efficiency = rates.attention_efficiency if node.kind == "attention" else rates.matmul_efficiency
+        computing = flops / (device_rates[0] * efficiency)
+        moving = traffic / (device_rates[1] * rates.memory_efficiency)
+        self.by_kind[node.kind] += max(computing, moving, launches * rates.kernel_seconds)
+        self.host += launches * dispatch_seconds
+
+    def total(self) -> Pass:
+        kinds = self.by_kind
+        return Pass(kinds["matmul"], kinds["attention"], kinds["elementwise"], kinds["dequantize"], self.host)
+
+
+CAUSES = (
+    "matrix products",
+    "attention",
+    "elementwise",
+    "dequantisation",
+    "optimizer",
+    "communication",
+    "host transfers",
+    "waiting for the CPU",
+)
+
+
+def step_seconds(model: ModelSpec, recipe: Recipe, cluster: Cluster, rates: Rates) -> dict[str, float]:
+    """Seconds of one optimizer step by cause (CAUSES); their sum is the step."""
+    device = min((gpu.device for gpu in cluster.gpus), key=lambda one: matmul_flops_per_second(one, recipe.compute))
+    walked = walk(model, recipe)
+    device_rates = (matmul_flops_per_second(device, recipe.compute), device.memory_bytes_per_second)
+    forward, backward = Pass(), Pass()
+    for stretch in (*walked.blocks, walked.head):
+        ahead, back = passes(stretch, device_rates, rates)
+        forward = forward.plus(ahead, stretch.count)
+        backward = backward.plus(back, stretch.count)
+        if recipe.gradient_checkpointing and stretch is not walked.head:
+            backward = backward.plus(ahead, stretch.count)
+    times = recipe.gradient_accumulation
+    gpu = Pass().plus(forward, times).plus(backward, times)
+    waiting = times * (max(0.0, forward.host - forward.gpu) + max(0.0, backward.host - backward.gpu))
+    optimizer = _optimizer_seconds(model, recipe, device, rates)
+    communication, transfers, host_optimizer = _link_seconds(model, recipe, cluster, device, rates, backward.gpu * times)
+    return {
+        "matrix products": gpu.matmul,
+        "attention": gpu.attention,
+        "elementwise": gpu.elementwise,
+        "dequantisation": gpu.dequantize,
+        "optimizer": optimizer + host_optimizer,
+        "communication": communication,
+        "host transfers": transfers,
+        "waiting for the CPU": waiting + rates.step_overhead_seconds,
+    }
+
+
+def _optimizer_seconds(model: ModelSpec, recipe: Recipe, device: Device, rates: Rates) -> float:
+    """The optimizer's own step and the clipping of gradients before it."""
+    groups, each = trainable_groups(model, recipe), trainable_bytes_each(recipe)
+    law = find_law("optimizer", OPTIMIZERS, recipe.optimizer)
+    shards = recipe.parallelism.devices if recipe.parallelism.kind.startswith(("zero", "fsdp")) else 1
+    tensors = sum(group.count for group in groups)
+    issuing = (tensors + law.launches(groups)) * rates.tensor_dispatch_seconds
+    if "optimizer" in recipe.parallelism.offload:
+        return issuing
+    parameters = sum(group.parameters for group in groups)
+    clipping = 3 * each * parameters
+    traffic = (law.traffic_bytes(groups, each) + clipping) / shards
+    updating = traffic / (device.memory_bytes_per_second * rates.memory_efficiency)
+    if law.library == "bitsandbytes":
+        # Its kernels search and rescale per block: bound by instructions, which scale with float32 rate, not by memory.
+        updating += rates.bitsandbytes_update_flops * parameters / device.float32_flops_per_second
+    return max(issuing, updating)
+
+
+def _link_seconds(
+    model: ModelSpec, recipe: Recipe, cluster: Cluster, device: Device, rates: Rates, overlapped_seconds: float
+) -> tuple[float, float, float]:
+    """Seconds of collectives, of host transfers and of the optimizer on the CPU that nothing hides."""
+    if recipe.parallelism.kind == "none":
+        return 0.0, 0.0, 0.0
+    exchange = find_law("parallelism", PARALLELISMS, recipe.parallelism.kind).exchange(job_of(model, recipe))
+    times, devices = recipe.gradient_accumulation, recipe.parallelism.devices
+    link = cluster.node_link if cluster.nodes > 1 and cluster.node_link else cluster.peer_link or device.host_link
+    speed = link.bytes_per_second * rates.peer_link_efficiency
+    moved = (devices - 1) / devices * (
+        2 * exchange.reduced + exchange.gathered + times * (exchange.micro_gathered + exchange.micro_reduced)
+    )
+    wire = moved / speed + exchange.calls * link.latency_seconds
+    # Collectives run beside the backward pass; half of what it lasts is taken to hide them.
+    communication = max(0.2 * wire, wire - 0.5 * overlapped_seconds) if devices > 1 else 0.0
+    host_speed = device.host_link.bytes_per_second * rates.host_link_efficiency
+    down = exchange.to_host + times * exchange.micro_to_host
+    up = exchange.from_host + times * exchange.micro_from_host
+    transfers = (down + up) / host_speed
+    return communication, transfers, exchange.host_optimizer_parameters * rates.cpu_adam_seconds_per_parameter

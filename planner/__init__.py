@@ -1,0 +1,1 @@
+"""Decisions, and what a person sees of them."""

@@ -1,0 +1,1 @@
+"""Everything that touches torch, a GPU or a process."""
