@@ -1,4 +1,4 @@
-"""One rank of one measured job: `measure_recipes.py` starts it. Builds the recipe, trains a few steps, writes the result."""
+"""One rank of a measured job, which measure_recipes.py starts: builds the recipe, trains a few steps, writes results."""
 
 import gc
 import json
@@ -61,20 +61,32 @@ def quantize(model: torch.nn.Module, kind: str) -> None:
         for name, layer in list(module.named_children()):
             if not isinstance(layer, torch.nn.Linear) or name in ("lm_head", "embed_out"):
                 continue
-            weight = torch.empty(layer.out_features, layer.in_features, dtype=torch.bfloat16, device="cuda").normal_(0, 0.02)
-            shape = dict(input_features=layer.in_features, output_features=layer.out_features, bias=layer.bias is not None)
+            weight = torch.empty(layer.out_features, layer.in_features, dtype=torch.bfloat16, device="cuda").normal_(
+                0, 0.02
+            )
+            shape = dict(
+                input_features=layer.in_features, output_features=layer.out_features, bias=layer.bias is not None
+            )
             if kind == "int8":
                 new = bnb.nn.Linear8bitLt(**shape, has_fp16_weights=False, threshold=6.0, device="meta")
-                new.weight = bnb.nn.Int8Params(weight.half().cpu(), requires_grad=False, has_fp16_weights=False).to("cuda")
+                new.weight = bnb.nn.Int8Params(weight.half().cpu(), requires_grad=False, has_fp16_weights=False).to(
+                    "cuda"
+                )
             else:
                 double = kind == "nf4"
-                new = bnb.nn.Linear4bit(**shape, compute_dtype=torch.bfloat16, compress_statistics=double, quant_type="nf4", device="meta")
-                parameter = bnb.nn.Params4bit(weight, requires_grad=False, compress_statistics=double, quant_type="nf4", module=new)
+                new = bnb.nn.Linear4bit(
+                    **shape, compute_dtype=torch.bfloat16, compress_statistics=double, quant_type="nf4", device="meta"
+                )
+                parameter = bnb.nn.Params4bit(
+                    weight, requires_grad=False, compress_statistics=double, quant_type="nf4", module=new
+                )
                 new.weight = parameter.to("cuda")
                 del parameter
             del weight
             if layer.bias is not None:
-                new.bias = torch.nn.Parameter(torch.zeros(layer.out_features, dtype=torch.bfloat16, device="cuda"), requires_grad=False)
+                new.bias = torch.nn.Parameter(
+                    torch.zeros(layer.out_features, dtype=torch.bfloat16, device="cuda"), requires_grad=False
+                )
             setattr(module, name, new)
 
 
@@ -104,8 +116,10 @@ def build(case: dict, recipe: dict) -> tuple:
         model.is_quantized = False
         if recipe.get("kbit_upcast") is not False:
             model = peft.prepare_model_for_kbit_training(
-                model, use_gradient_checkpointing=recipe["gradient_checkpointing"],
-                gradient_checkpointing_kwargs={"use_reentrant": False})  # fmt: skip
+                model,
+                use_gradient_checkpointing=recipe["gradient_checkpointing"],
+                gradient_checkpointing_kwargs={"use_reentrant": False},
+            )
     else:
         torch.set_default_dtype(dtype)
         with torch.device("cpu" if kind == "zero3" else "cuda"):
@@ -114,9 +128,17 @@ def build(case: dict, recipe: dict) -> tuple:
     if method != "full":
         adapter = recipe["adapter"]
         targets = adapter["targets"] if isinstance(adapter["targets"], str) else list(adapter["targets"])
-        model = peft.get_peft_model(model, peft.LoraConfig(
-            r=adapter["rank"], lora_alpha=adapter["alpha"], lora_dropout=adapter["dropout"], target_modules=targets,
-            use_dora=method == "dora", task_type="CAUSAL_LM"))  # fmt: skip
+        model = peft.get_peft_model(
+            model,
+            peft.LoraConfig(
+                r=adapter["rank"],
+                lora_alpha=adapter["alpha"],
+                lora_dropout=adapter["dropout"],
+                target_modules=targets,
+                use_dora=method == "dora",
+                task_type="CAUSAL_LM",
+            ),
+        )
     model.config.use_cache = False
     return config, model
 
@@ -127,7 +149,10 @@ def parallel_arguments(recipe: dict) -> dict:
     if kind == "ddp":
         return {"ddp_find_unused_parameters": False}
     if kind == "fsdp2":
-        return {"fsdp": "full_shard auto_wrap", "fsdp_config": {"fsdp_version": 2, "reshard_after_forward": True, "offload_params": bool(offload)}}
+        return {
+            "fsdp": "full_shard auto_wrap",
+            "fsdp_config": {"fsdp_version": 2, "reshard_after_forward": True, "offload_params": bool(offload)},
+        }
     if not kind.startswith("zero"):
         return {}
     zero: dict = {"stage": int(kind[-1]), "overlap_comm": True, "contiguous_gradients": True}
@@ -135,20 +160,39 @@ def parallel_arguments(recipe: dict) -> dict:
         if part in offload:
             zero[key] = {"device": "cpu", "pin_memory": True}
     auto = {"lr": "auto", "betas": "auto", "eps": "auto", "weight_decay": "auto"}
-    return {"deepspeed": {
-        "zero_optimization": zero, "bf16": {"enabled": True}, "train_micro_batch_size_per_gpu": "auto",
-        "gradient_accumulation_steps": "auto", "gradient_clipping": "auto", "zero_allow_untested_optimizer": True,
-        "optimizer": {"type": "AdamW", "params": auto}}}  # fmt: skip
+    return {
+        "deepspeed": {
+            "zero_optimization": zero,
+            "bf16": {"enabled": True},
+            "train_micro_batch_size_per_gpu": "auto",
+            "gradient_accumulation_steps": "auto",
+            "gradient_clipping": "auto",
+            "zero_allow_untested_optimizer": True,
+            "optimizer": {"type": "AdamW", "params": auto},
+        }
+    }
 
 
 def make_trainer(case: dict, recipe: dict, clock: Clock, world: int) -> Trainer:
     steps = case.get("steps", STEPS)
     extra = parallel_arguments(recipe)
     shared = dict(
-        output_dir="out", per_device_train_batch_size=recipe["micro_batch"], max_steps=steps, bf16=recipe["compute"] == "bfloat16",
-        gradient_accumulation_steps=recipe["gradient_accumulation"], gradient_checkpointing=recipe["gradient_checkpointing"],
-        gradient_checkpointing_kwargs={"use_reentrant": False}, optim=recipe["optimizer"], logging_steps=10**6, save_strategy="no",
-        report_to=[], learning_rate=1e-5, disable_tqdm=True, use_liger_kernel=recipe["loss"] == "liger", **extra)  # fmt: skip
+        output_dir="out",
+        per_device_train_batch_size=recipe["micro_batch"],
+        max_steps=steps,
+        bf16=recipe["compute"] == "bfloat16",
+        gradient_accumulation_steps=recipe["gradient_accumulation"],
+        gradient_checkpointing=recipe["gradient_checkpointing"],
+        gradient_checkpointing_kwargs={"use_reentrant": False},
+        optim=recipe["optimizer"],
+        logging_steps=10**6,
+        save_strategy="no",
+        report_to=[],
+        learning_rate=1e-5,
+        disable_tqdm=True,
+        use_liger_kernel=recipe["loss"] == "liger",
+        **extra,
+    )
     rows = recipe["micro_batch"] * recipe["gradient_accumulation"] * steps * 2 * world
     # The arguments come first: with ZeRO-3 they make transformers build the model sharded.
     if recipe["trainer"] == "trl":
@@ -163,7 +207,9 @@ def make_trainer(case: dict, recipe: dict, clock: Clock, world: int) -> Trainer:
         tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>", eos_token="<eos>")
         data = RandomTokens(config.vocab_size, recipe["sequence_length"], rows, False)
         table = Dataset.from_dict({"input_ids": [data[i]["input_ids"].tolist() for i in range(rows)]})
-        return SFTTrainer(model=model, args=settings, train_dataset=table, processing_class=tokenizer, callbacks=[clock])
+        return SFTTrainer(
+            model=model, args=settings, train_dataset=table, processing_class=tokenizer, callbacks=[clock]
+        )
     arguments = TrainingArguments(**shared)
     config, model = build(case, recipe)
     data = RandomTokens(config.vocab_size, recipe["sequence_length"], rows, recipe["padded"])
@@ -196,19 +242,31 @@ def measure(case: dict) -> dict:
     trainer.train()
     torch.cuda.synchronize()
     mine = dict(
-        loaded_bytes=loaded, peak_allocated_bytes=torch.cuda.max_memory_allocated(), peak_reserved_bytes=torch.cuda.max_memory_reserved(),
-        process_bytes=own_process_bytes(handle), context_bytes=context,
+        loaded_bytes=loaded,
+        peak_allocated_bytes=torch.cuda.max_memory_allocated(),
+        peak_reserved_bytes=torch.cuda.max_memory_reserved(),
+        process_bytes=own_process_bytes(handle),
+        context_bytes=context,
         outside_torch_bytes=pynvml.nvmlDeviceGetMemoryInfo(handle).used - before - torch.cuda.memory_reserved(),
-        host_used_bytes=psutil.virtual_memory().used - host_before, resident_set_bytes=psutil.Process().memory_info().rss,
-        allocator_retries=torch.cuda.memory_stats().get("num_alloc_retries"))  # fmt: skip
+        host_used_bytes=psutil.virtual_memory().used - host_before,
+        resident_set_bytes=psutil.Process().memory_info().rss,
+        allocator_retries=torch.cuda.memory_stats().get("num_alloc_retries"),
+    )
     ranks = [mine] * world
     if world > 1:
         torch.distributed.all_gather_object(ranks, mine)
     libraries = ("torch", "transformers", "peft", "accelerate", "bitsandbytes", "trl", "deepspeed", "liger-kernel")
     return dict(
-        name=case["name"], outcome="ok", recipe=recipe, ranks=ranks, step_seconds=statistics.median(clock.seconds[WARM_UP:]),
-        steps_seconds=[round(second, 4) for second in clock.seconds], gpu=torch.cuda.get_device_name(0),
-        driver=pynvml.nvmlSystemGetDriverVersion(), versions={name: version(name) for name in libraries if has(name)})  # fmt: skip
+        name=case["name"],
+        outcome="ok",
+        recipe=recipe,
+        ranks=ranks,
+        step_seconds=statistics.median(clock.seconds[WARM_UP:]),
+        steps_seconds=[round(second, 4) for second in clock.seconds],
+        gpu=torch.cuda.get_device_name(0),
+        driver=pynvml.nvmlSystemGetDriverVersion(),
+        versions={name: version(name) for name in libraries if has(name)},
+    )
 
 
 def has(name: str) -> bool:
@@ -225,7 +283,12 @@ if __name__ == "__main__":
     except torch.cuda.OutOfMemoryError as error:
         result = {"name": case["name"], "recipe": case["recipe"], "outcome": "out_of_memory", "evidence": str(error)}
     except Exception:
-        result = {"name": case["name"], "recipe": case["recipe"], "outcome": "failed", "evidence": traceback.format_exc()[-1500:]}
+        result = {
+            "name": case["name"],
+            "recipe": case["recipe"],
+            "outcome": "failed",
+            "evidence": traceback.format_exc()[-1500:],
+        }
     if os.environ.get("LOCAL_RANK", "0") == "0":
         Path(sys.argv[2]).write_text(json.dumps(result))
     os._exit(0)

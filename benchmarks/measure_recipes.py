@@ -2,9 +2,9 @@
 
     python -P benchmarks/measure_recipes.py RECIPES.jsonl RESULTS.jsonl [--limit-seconds 540]
 
-Weights are random (memory and speed do not depend on their values), data are random tokens, the trainer is the stock one
-of the recipe. One process a recipe, so that one's end cannot touch the next; jobs for several GPUs go through torchrun.
-Needs the `train` extra. The files under profiles/measurements name the command and versions that made them.
+Weights are random (memory and speed do not depend on their values), data are random tokens, the trainer is the stock
+one of the recipe. One process a recipe, so that one's end cannot touch the next; jobs for several GPUs go through
+torchrun. Needs the `train` extra. The files under profiles/measurements name the command and versions that made them.
 """
 
 import argparse
@@ -16,7 +16,6 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
-
 
 
 def main() -> None:
@@ -32,7 +31,7 @@ def main() -> None:
         if time.monotonic() - started > arguments.limit_seconds:
             print("time is up; skipped", case["name"], flush=True)
             continue
-        if devices_of(case) > 1:
+        if needs_launcher(case):
             result = finish(start_child(devices_of(case), case), case)
         else:
             child, spare = spare, start_child()
@@ -47,6 +46,12 @@ def devices_of(case: dict) -> int:
     return case["recipe"].get("parallelism", {}).get("devices", 1)
 
 
+def needs_launcher(case: dict) -> bool:
+    """Whether the job wants a process group, as several GPUs and DeepSpeed do."""
+    kind = case["recipe"].get("parallelism", {}).get("kind", "none")
+    return devices_of(case) > 1 or kind.startswith("zero")
+
+
 @dataclass
 class Child:
     process: subprocess.Popen
@@ -54,20 +59,26 @@ class Child:
 
 
 def start_child(devices: int = 1, case: dict | None = None) -> Child:
-    """A process that imports torch and waits for its case; it touches no GPU before that."""
+    """A process that imports torch and waits for its case, touching no GPU before; with a case, a group of them."""
     folder = tempfile.mkdtemp(prefix="measure-")
     command = [sys.executable, "-P", "-W", "ignore"]
-    if devices > 1:
+    if case is not None:
         command += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={devices}"]
-    command += [str(Path(__file__).resolve().with_name("measure_child.py")), json.dumps(case) if case else "-", "result.json"]
+    command += [
+        str(Path(__file__).resolve().with_name("measure_child.py")),
+        json.dumps(case) if case else "-",
+        "result.json",
+    ]
     with Path(folder, "log").open("w") as log:
-        return Child(subprocess.Popen(command, cwd=folder, stdin=subprocess.PIPE, stdout=log, stderr=log, text=True), folder)
+        return Child(
+            subprocess.Popen(command, cwd=folder, stdin=subprocess.PIPE, stdout=log, stderr=log, text=True), folder
+        )
 
 
 def finish(child: Child, case: dict) -> dict:
     """The result of one case; a child that dies or hangs is a result too."""
     try:
-        child.process.communicate(json.dumps(case) + "\n", timeout=180)
+        child.process.communicate(json.dumps(case) + "\n", timeout=240)
     except subprocess.TimeoutExpired:
         child.process.kill()
         child.process.wait()
@@ -83,7 +94,9 @@ def describe(result: dict) -> str:
     if result["outcome"] != "ok":
         return f"{result['name']:40s} {result['outcome'].upper()} {result['evidence'][-700:]}"
     rank = result["ranks"][0]
-    sizes = " ".join(f"{rank[key] / 2**30:7.2f}" for key in ("peak_allocated_bytes", "peak_reserved_bytes", "process_bytes"))
+    sizes = " ".join(
+        f"{rank[key] / 2**30:7.2f}" for key in ("peak_allocated_bytes", "peak_reserved_bytes", "process_bytes")
+    )
     return f"{result['name']:40s} {sizes} GiB  {result['step_seconds'] * 1e3:8.1f} ms"
 
 

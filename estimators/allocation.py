@@ -1,8 +1,8 @@
 """How many bytes torch's caching allocator counts for a tensor.
 
 Source: torch 2.11 c10/cuda/CUDACachingAllocator.cpp: requests are rounded to 512 bytes; from 1 MiB on they are cut from
-segments of 20 MiB, from 10 MiB on from segments of their own size rounded to 2 MiB; a rest of at most 1 MiB is not split
-off, so it counts as allocated.
+segments of 20 MiB, from 10 MiB on from segments of their own size rounded to 2 MiB; a rest of at most 1 MiB is not
+split off, so it counts as allocated.
 """
 
 from estimators.units import MIB

@@ -102,7 +102,9 @@ def _feed_forward(tape: Tape, setting: Setting, shape: FeedForward, source: Valu
 def _dense(tape: Tape, setting: Setting, shape: FeedForward, source: Value) -> Value:
     *into, out = shape.linears
     if not shape.gated:
-        return linear(tape, setting, activate(tape, setting, linear(tape, setting, source, into[0]), shape.activation), out)
+        return linear(
+            tape, setting, activate(tape, setting, linear(tape, setting, source, into[0]), shape.activation), out
+        )
     if shape.fused_gate:
         joint = linear(tape, setting, source, into[0])
         gate, up = _view(tape, joint, joint.elements // 2), _view(tape, joint, joint.elements // 2)

@@ -18,7 +18,7 @@ class PlanError(Exception):
     exit_code = 1
 
 
-class BadInput(PlanError):
+class BadInput(PlanError):  # noqa: N818 (a kind of input, as its name reads)
     """An option, a file or a field is wrong, and the message names it."""
 
     exit_code = 2
@@ -33,7 +33,7 @@ class UnknownName(BadInput):
         super().__init__(f"unknown {kind} {name[:80]!r}{offer}{' ' + hint if hint else ''}")
 
 
-class NoUsableGpu(PlanError):
+class NoUsableGpu(PlanError):  # noqa: N818
     """A GPU is needed and none can be used."""
 
     exit_code = 4

@@ -4,7 +4,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 Confidence = Literal["verified", "derived", "memory"]
-"""verified: seen in a log or agreeing with a stored table; derived: from a rule that is named; memory: to be checked."""
+"""verified: seen in a log or agreeing with a stored table; derived: from a rule that is named; memory: to be
+checked."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -53,13 +53,11 @@ def product(tape: Tape, setting: Setting, source: Value, layer: Linear, *, train
 
 
 def linear(tape: Tape, setting: Setting, source: Value, layer: Linear) -> Value:
-    """A linear layer of a block: its stored weight, quantised or not, and the adapter beside it where it is a target."""
+    """A linear layer of a block: its stored weight, quantised or not, and the adapter beside a target."""
     if layer.quantizable:
         base = setting.quantization.product(tape, setting, source, layer)
     else:
-        base = product(
-            tape, setting, source, layer, trainable=setting.trains_base, weight_bytes=setting.weight_bytes
-        )
+        base = product(tape, setting, source, layer, trainable=setting.trains_base, weight_bytes=setting.weight_bytes)
     if layer.name in setting.targets:
         return setting.adapter.beside(tape, setting, source, base, layer)
     return base
@@ -79,17 +77,38 @@ def normalize(tape: Tape, setting: Setting, source: Value, norm: Norm, elements:
         return tape.elementwise(source, saved=(source,))
     wide = tape.cast(source, FLOAT32)
     rows = max(1, wide.elements // norm.size)
-    scale = tape.add(Node("elementwise", (wide,), Value(rows, FLOAT32, wide.grad), (wide,), launches=3,
-                          temporary=wide.size_bytes, backward_temporary=wide.size_bytes, backward_launches=5))  # fmt: skip
-    normal = tape.add(Node("elementwise", (wide, scale), Value(wide.elements, FLOAT32, wide.grad),
-                           (wide, scale), backward_temporary=wide.size_bytes, backward_launches=3))  # fmt: skip
+    scale = tape.add(
+        Node(
+            "elementwise",
+            (wide,),
+            Value(rows, FLOAT32, wide.grad),
+            (wide,),
+            launches=3,
+            temporary=wide.size_bytes,
+            backward_temporary=wide.size_bytes,
+            backward_launches=5,
+        )
+    )
+    normal = tape.add(
+        Node(
+            "elementwise",
+            (wide, scale),
+            Value(wide.elements, FLOAT32, wide.grad),
+            (wide, scale),
+            backward_temporary=wide.size_bytes,
+            backward_launches=3,
+        )
+    )
     if norm.offset:
         weighted = tape.elementwise(normal, saved=(normal,) if trainable else ())
         return tape.cast(weighted, source.itemsize)
     normal = tape.cast(normal, source.itemsize)
     weighted = Value(normal.elements, max(normal.itemsize, setting.stream_bytes), normal.grad or trainable)
-    return tape.add(Node("elementwise", (normal,), weighted, (normal,) if trainable else (),
-                         backward_launches=1 + 2 * int(trainable)))  # fmt: skip
+    return tape.add(
+        Node(
+            "elementwise", (normal,), weighted, (normal,) if trainable else (), backward_launches=1 + 2 * int(trainable)
+        )
+    )
 
 
 def rotate(tape: Tape, setting: Setting, source: Value, fraction: float) -> Value:

@@ -54,8 +54,9 @@ def _unmet(name: str, needs: Needs, recipe: Recipe, capability: tuple[int, int])
 def _data_types(recipe: Recipe, capability: tuple[int, int]) -> Iterator[str]:
     if "bfloat16" in (recipe.weights, recipe.compute) and capability < BFLOAT16:
         yield f"bfloat16 needs compute capability 8.0, the GPU has {capability[0]}.{capability[1]}"
-    if recipe.adapter.trains_everything and recipe.weights == "float16":
-        yield "float16 weights cannot be trained: gradients cannot be unscaled; use float32 weights with float16 compute"
+    master = recipe.parallelism.kind.startswith("zero")  # DeepSpeed keeps a float32 copy and scales the loss itself.
+    if recipe.adapter.trains_everything and recipe.weights == "float16" and not master:
+        yield "float16 weights cannot be trained, for gradients cannot be unscaled: use float32 weights"
     if recipe.compute == "float32" and recipe.weights != "float32":
         yield f"float32 compute needs float32 weights, not {recipe.weights}"
     mixed = {recipe.weights, recipe.compute} == {"bfloat16", "float16"}

@@ -1,7 +1,7 @@
 """Peak memory of one GPU by formula: what is alive at each moment of a step, and the largest of those moments.
 
-The terms of a moment sum to it exactly. torch's allocator holds `allocated`; what it reserves and what the process takes
-beside it are in estimators/process.py.
+The terms of a moment sum to it exactly. torch's allocator holds `allocated`; what it reserves and what the process
+takes beside it are in estimators/process.py.
 """
 
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ from estimators.units import MIB
 from estimators.walk import Walk, walk
 
 FLOAT32_SHARDS = ("zero1", "zero2", "zero3", "fsdp2")
-"""Train in the compute type and keep float32 weights and states, sharded: DeepSpeed casts the model, FSDP2 gathers so."""
+"""Train in the compute type beside sharded float32 weights: DeepSpeed casts the model, FSDP2 gathers in that type."""
 TERMS = ("weights", "adapter", "gradients", "optimizer", "activations", "logits", "workspace", "communication")
 
 

@@ -67,8 +67,8 @@ class Attention:
     """One product makes q, k and v (GPT-2, GPT-NeoX, Phi-3, Falcon)."""
     latent: bool = False
     needs_math: bool = False
-    """Its call of scaled_dot_product_attention broadcasts one key head over many query heads, which only the math kernel
-    takes: the score matrix is stored (Falcon's multi-query attention)."""
+    """Its call of scaled_dot_product_attention broadcasts one key head over many query heads, which only the math
+    kernel takes: the score matrix is stored (Falcon's multi-query attention)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -74,10 +74,9 @@ class Price:
     @property
     def verdict(self) -> Verdict:
         verdicts = [share.verdict for share in self.gpus] + [self.host_verdict, self.disk_verdict]
-        for worst in ("does not fit", "tight"):
-            if worst in verdicts:
-                return worst  # type: ignore[return-value]
-        return "fits"
+        if "does not fit" in verdicts:
+            return "does not fit"
+        return "tight" if "tight" in verdicts else "fits"
 
     @property
     def fits(self) -> bool:

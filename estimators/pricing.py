@@ -82,7 +82,8 @@ def used_gpus(cluster: Cluster, devices: int) -> tuple[Gpu, ...]:
 
 
 def budget_bytes(gpu: Gpu, vram_budget_bytes: int | None, assume_idle: bool) -> int:
-    """What a job may take of a GPU: what is free (or usable, where it is idle or assumed so), within the user's limit."""
+    """What a job may take of a GPU: what is free (or usable, where it is idle or assumed so), within the user's
+    limit."""
     idle = assume_idle or gpu.free_bytes is None
     available = gpu.device.usable_bytes if idle or gpu.free_bytes is None else gpu.free_bytes
     return available if vram_budget_bytes is None else min(available, vram_budget_bytes)
@@ -178,10 +179,8 @@ def _notes(model: ModelSpec, recipe: Recipe, memory: Memory) -> tuple[str, ...]:
 
 def _noted(model: ModelSpec, recipe: Recipe, memory: Memory) -> Iterable[str]:
     if memory.managed_bytes:
-        yield (
-            f"{memory.managed_bytes / 2**30:.2f} GiB of optimizer state are paged: in device memory while there is room, "
-            "else in host memory"
-        )
+        paged = memory.managed_bytes / 2**30
+        yield f"{paged:.2f} GiB of optimizer state are paged: on the GPU while there is room, else in host memory"
     if recipe.quantized and any(block.feed_forward.experts for block, _ in model.block_counts):
         yield "the routed experts are not quantised: bitsandbytes reaches linear layers only"
     if recipe.sequence_length > model.max_positions:

@@ -1,7 +1,7 @@
 """From what torch's tensors take to what the process takes: the allocator's slack, the CUDA context, the libraries.
 
-Evidence: 65 runs on an H200 in profiles/measurements. Beyond the context, cuBLAS and torch's kernels take 126 MiB there in
-every run, flash attention 16 MiB more, bitsandbytes' 8-bit kernels 64 MiB more, to the MiB.
+Evidence: 65 runs on an H200 in profiles/measurements. Beyond the context, cuBLAS and torch's kernels take 126 MiB
+there in every run, flash attention 16 MiB more, bitsandbytes' 8-bit kernels 64 MiB more, to the MiB.
 """
 
 from estimators.hardware import Device
@@ -12,14 +12,14 @@ from estimators.units import MIB
 from estimators.walk import walk
 
 CONTEXT_BYTES_PER_THREAD = 2388
-"""Local memory that the driver reserves for each thread that can be resident: 645,464,064 B on an H200 (132 × 2048), and
-within 15 % of the 107, 426 and 555 MiB reported for cards of 34, 142 and 188 multiprocessors of 1536 threads."""
+"""Local memory that the driver reserves for each thread that can be resident: 645,464,064 B on an H200 (132 × 2048),
+and within 15 % of the 107, 426 and 555 MiB reported for cards of 34, 142 and 188 multiprocessors of 1536 threads."""
 LIBRARY_BYTES, FLASH_BYTES, INT8_BYTES = 126 * MIB, 16 * MIB, 64 * MIB
 
 SLACK_OF_BLOCK, SLACK_OF_LOSS, SLACK_OF_EMBEDDING = 0.55, 0.20, 0.40
-"""Cached blocks that the peak cannot use: a block's working set is freed before the loss asks for larger pieces, and the
-loss's pieces before the optimizer's. Shares of those sets, fitted over all measured runs; the allocator's replay (the dry
-run) replaces them."""
+"""Cached blocks that the peak cannot use: a block's working set is freed before the loss asks for larger pieces, and
+the loss's pieces before the optimizer's. Shares of those sets, fitted over all measured runs; the allocator's replay
+(the dry run) replaces them."""
 
 
 def threads_per_multiprocessor(device: Device) -> int:
@@ -47,6 +47,7 @@ def slack_bytes(model: ModelSpec, recipe: Recipe, memory: Memory) -> int:
     block = max(max(one.footprint.backward_peak, one.footprint.forward_peak) for one in walked.blocks)
     trained = recipe.adapter.trains_everything
     embedding = memory.embedding_bytes if trained else 0
-    slack = SLACK_OF_BLOCK * block + SLACK_OF_LOSS * walked.head.footprint.backward_peak + SLACK_OF_EMBEDDING * embedding
+    loss = walked.head.footprint.backward_peak
+    slack = SLACK_OF_BLOCK * block + SLACK_OF_LOSS * loss + SLACK_OF_EMBEDDING * embedding
     # Expandable segments grow in place, and leave little that cannot be reused.
     return round(slack * (0.2 if recipe.expandable_segments else 1.0))

@@ -125,7 +125,8 @@ def step_seconds(model: ModelSpec, recipe: Recipe, cluster: Cluster, rates: Rate
     gpu = Pass().plus(forward, times).plus(backward, times)
     waiting = times * (max(0.0, forward.host - forward.gpu) + max(0.0, backward.host - backward.gpu))
     optimizer = _optimizer_seconds(model, recipe, device, rates)
-    communication, transfers, host_optimizer = _link_seconds(model, recipe, cluster, device, rates, backward.gpu * times)
+    communication, transfers, host_optimizer = _link_seconds(model, recipe, cluster, device, rates, backward.gpu *
+    times)
     return {
         "matrix products": gpu.matmul,
         "attention": gpu.attention,

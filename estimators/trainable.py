@@ -1,4 +1,5 @@
-"""What a recipe trains and what rests on the GPU: weights, adapters, and the tensors that the optimizer steps through."""
+"""What a recipe trains and what rests on the GPU: weights, adapters, and the tensors that the optimizer steps
+through."""
 
 from functools import lru_cache
 
@@ -21,7 +22,9 @@ def target_names(model: ModelSpec, targets: tuple[str, ...] | str) -> frozenset[
     named = (targets,) if isinstance(targets, str) else targets
     for name in named:
         if name not in known:
-            raise BadInput(f"{model.name} has no layer {name[:60]!r} to put an adapter on; it has {', '.join(sorted(known))}")
+            raise BadInput(
+                f"{model.name} has no layer {name[:60]!r} to put an adapter on; it has {', '.join(sorted(known))}"
+            )
     return frozenset(named)
 
 
@@ -96,7 +99,9 @@ def _all_groups(model: ModelSpec) -> tuple[ParameterGroup, ...]:
         groups.append(ParameterGroup(1, model.vocabulary, width))
     if model.head_bias:
         groups.append(ParameterGroup(1, model.vocabulary))
-    groups += [ParameterGroup(norm.weight + norm.bias, norm.size) for norm in (model.final_norm, model.embedding_norm) if norm]
+    groups += [
+        ParameterGroup(norm.weight + norm.bias, norm.size) for norm in (model.final_norm, model.embedding_norm) if norm
+    ]
     for layer in model.extra_linears:
         groups += _layer_groups(layer, 1)
     return tuple(group for group in groups if group.count)
@@ -107,5 +112,3 @@ def _layer_groups(layer: Linear, count: int) -> list[ParameterGroup]:
     rows = layer.outputs * (layer.copies // copies)
     groups = [ParameterGroup(count * copies, rows, layer.inputs)]
     return [*groups, ParameterGroup(count * copies, rows)] if layer.bias else groups
-
-

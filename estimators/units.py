@@ -34,7 +34,7 @@ def parse_bytes(text: str, what: str) -> int:
 
 
 def format_bytes(size_bytes: float) -> str:
-    """"13.97 GiB", "512 MiB": binary units, at least three significant digits."""
+    """ "13.97 GiB", "512 MiB": binary units, at least three significant digits."""
     magnitude = abs(size_bytes)
     if magnitude >= 100 * GIB:
         return f"{size_bytes / GIB:,.1f} GiB"
@@ -46,7 +46,7 @@ def format_bytes(size_bytes: float) -> str:
 
 
 def format_seconds(seconds: float) -> str:
-    """"1.32 s", "240 ms", "3.4 h": the unit a person would choose."""
+    """ "1.32 s", "240 ms", "3.4 h": the unit a person would choose."""
     if not math.isfinite(seconds):
         return "never"
     if seconds < 1:

@@ -59,15 +59,17 @@ def walk(model: ModelSpec, recipe: Recipe) -> Walk:
     Raises:
         BadInput: a target is the name of no layer of the model, or a technique is unknown.
     """
+    # DeepSpeed casts the whole model, upcast parts too, and needs no autocast; FSDP 2 hands each block 16-bit weights.
     deepspeed = recipe.parallelism.kind.startswith("zero")
+    casts = deepspeed or recipe.parallelism.kind == "fsdp2"
     return _walk(
         model,
         recipe.adapter,
         recipe.quantization,
-        recipe.compute if deepspeed else recipe.weights,
+        recipe.compute if casts else recipe.weights,
         recipe.compute,
         recipe.compute != "float32" and not deepspeed,
-        recipe.upcasts_kbit,
+        recipe.upcasts_kbit and not deepspeed,
         recipe.attention,
         "trl" if recipe.trainer == "trl" and recipe.loss == "plain" else recipe.loss,
         recipe.micro_batch,
@@ -143,5 +145,3 @@ def _stretch(model: ModelSpec, setting: Setting, block: Block, count: int, grad:
 
 def _stream(model: ModelSpec, setting: Setting, grad: bool) -> Value:
     return Value(setting.tokens * model.hidden_size, setting.stream_bytes, grad)
-
-

@@ -5,7 +5,7 @@ Every reader takes the text and the option's name, and returns a value or raises
 
 import re
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from estimators.catalogue import find_device, pcie_link
 from estimators.errors import BadInput, UnknownName
@@ -16,15 +16,16 @@ from estimators.units import parse_bytes
 AUTO = "auto"
 MOST_GPUS = 1024
 LARGEST_COUNT = 10**18
+Names = Callable[[], Iterable[str]]
 _LONGEST_TEXT = 4096
-_COUNT_BEFORE = re.compile(r"(\d+)\s*[x×*]\s*(\S.*)", re.IGNORECASE | re.ASCII)
-_COUNT_BEHIND = re.compile(r"(.*\S)\s*:\s*(\d+)", re.ASCII)
-_NUMBER = re.compile(r"(\d+(?:_\d+)*(?:\.\d+)?(?:e\d{1,2})?)\s*([kmbt]?)", re.IGNORECASE | re.ASCII)
+_COUNT_BEFORE = r"([0-9]+)\s*[xX×*]\s*(\S.*)"
+_COUNT_BEHIND = r"(.*\S)\s*:\s*([0-9]+)"
+_NUMBER = r"([0-9]+(?:_[0-9]+)*(?:\.[0-9]+)?(?:[eE][0-9]{1,2})?)\s*([kmbtKMBT]?)"
 _MULTIPLES = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9, "t": 10**12}
-_RATE = re.compile(r"(\d+(?:\.\d+)?)\s*(?:([GMT])(B|b|bit)(?:/s|ps)?)?", re.ASCII)
+_RATE = r"([0-9]+(?:\.[0-9]+)?)\s*(?:([GMT])(B|b|bit)(?:/s|ps)?)?"
 _RATE_PREFIXES = {"M": 1e6, "G": 1e9, "T": 1e12}
-_PCIE = re.compile(r"pcie-?([3-6])(?:[-.]?0)?(?:[-_ ]?x(\d+))?", re.IGNORECASE | re.ASCII)
-_LAYER = re.compile(r"[A-Za-z_][\w.]{0,127}", re.ASCII)
+_PCIE = r"pcie-?([3-6])(?:\.0)?(?:[-_ ]?x([0-9]{1,2}))?"
+_LAYER = r"[A-Za-z_][A-Za-z0-9_.]{0,127}"
 
 LINKS = {
     "nvlink2": 150e9, "nvlink3": 300e9, "nvlink4": 450e9, "nvlink5": 900e9,
@@ -35,12 +36,11 @@ LINKS = {
 figure for both ways), Ethernet and InfiniBand by their line rate."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GpuRequest:
+class GpuRequest(NamedTuple):
     """So many GPUs of one kind, as the user named it."""
 
     name: str
-    count: int
+    number: int
 
 
 def read_gpus(text: str, option: str) -> tuple[GpuRequest, ...] | None:
@@ -50,7 +50,7 @@ def read_gpus(text: str, option: str) -> tuple[GpuRequest, ...] | None:
     if not text.strip() or len(text) > _LONGEST_TEXT:
         raise BadInput(f"{option} must be auto or GPUs such as 2xa100-80gb, not {shown(text)}")
     requests = tuple(_read_gpu(part.strip(), option) for part in text.split(","))
-    total = sum(request.count for request in requests)
+    total = sum(request.number for request in requests)
     if total > MOST_GPUS:
         raise BadInput(f"{option} names {total:,} GPUs in one node, more than {MOST_GPUS:,}; --nodes multiplies them")
     return requests
@@ -62,13 +62,13 @@ def find_gpus(requests: Iterable[GpuRequest]) -> tuple[Device, ...]:
     Raises:
         UnknownName: a GPU is not in the catalogue.
     """
-    return tuple(device for request in requests for device in [find_device(request.name)] * request.count)
+    return tuple(device for request in requests for device in [find_device(request.name)] * request.number)
 
 
 def _read_gpu(part: str, option: str) -> GpuRequest:
-    if before := _COUNT_BEFORE.fullmatch(part):
+    if before := re.fullmatch(_COUNT_BEFORE, part):
         count, name = before[1], before[2]
-    elif behind := _COUNT_BEHIND.fullmatch(part):
+    elif behind := re.fullmatch(_COUNT_BEHIND, part):
         name, count = behind[1], behind[2]
     else:
         name, count = part, "1"
@@ -78,7 +78,7 @@ def _read_gpu(part: str, option: str) -> GpuRequest:
         raise BadInput(f"{option} must also name the kind of GPU, such as {name}xrtx-4090, not {shown(part)}")
     if name.lower() == AUTO:
         raise BadInput(f"{option}: auto stands alone, not as in {shown(part)}")
-    return GpuRequest(name=name, count=int(count))
+    return GpuRequest(name=name, number=int(count))
 
 
 def whole(low: int, high: int) -> Callable[[str, str], int]:
@@ -94,7 +94,7 @@ def whole(low: int, high: int) -> Callable[[str, str], int]:
 
 def read_count(text: str, option: str) -> int:
     """A number of tokens or samples: "1000000", "1e6", "10M", "1.5B"."""
-    match = _NUMBER.fullmatch(text.strip())
+    match = re.fullmatch(_NUMBER, text.strip())
     value = float(match[1].replace("_", "")) * _MULTIPLES[match[2].lower()] if match else 0.0
     if not 1 <= value <= LARGEST_COUNT or value != int(value):
         raise BadInput(f"{option} must be a count above zero such as 50000, 1e6 or 10M, not {shown(text)}")
@@ -118,7 +118,7 @@ def read_headroom(text: str, option: str) -> int:
     return 0 if text.strip() == "0" else parse_bytes(text, option)
 
 
-def choice(names: Callable[[], Iterable[str]]) -> Callable[[str, str], str]:
+def choice(names: Names) -> Callable[[str, str], str]:
     """A reader of one of some names, which are asked for only when needed; a near miss is offered."""
 
     def read(text: str, option: str) -> str:
@@ -145,7 +145,7 @@ def read_targets(text: str, option: str) -> tuple[str, ...] | str:
     if text.strip().lower() == ALL_LINEAR:
         return ALL_LINEAR
     names = [name.strip() for name in text.split(",")]
-    if not all(_LAYER.fullmatch(name) for name in names):
+    if not all(re.fullmatch(_LAYER, name) for name in names):
         raise BadInput(f"{option} must be layer names such as q_proj,v_proj or {ALL_LINEAR}, not {shown(text)}")
     return tuple(dict.fromkeys(names))
 
@@ -155,9 +155,9 @@ def read_link(text: str, option: str) -> Link:
     name = text.strip()
     if rate := LINKS.get(name.lower()):
         return Link(name=name.lower(), bytes_per_second=rate)
-    if pcie := _PCIE.fullmatch(name):
+    if pcie := re.fullmatch(_PCIE, name.lower()):
         return pcie_link(int(pcie[1]), int(pcie[2] or 16))
-    match = _RATE.fullmatch(name)
+    match = re.fullmatch(_RATE, name)
     if match is None:
         raise UnknownName(option, text, LINKS, hint="(a name, or a rate in one direction such as 50GB/s or 400Gb/s)")
     rate = float(match[1]) * _RATE_PREFIXES[match[2] or "G"] / (1 if match[3] in (None, "B") else 8)

@@ -60,8 +60,11 @@ class Setting:
 class QuantizationLaw(Protocol):
     """How the frozen base's linear layers are stored and multiplied."""
 
-    name: str
-    needs: Needs
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def needs(self) -> Needs: ...
 
     def stored_bytes(self, layer: Linear, weight_bytes: int) -> int:
         """Bytes of the layer's weight and bias as it rests on the GPU, quantisation constants included."""
@@ -73,8 +76,11 @@ class QuantizationLaw(Protocol):
 class AdapterLaw(Protocol):
     """What is trained beside or instead of the base."""
 
-    name: str
-    needs: Needs
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def needs(self) -> Needs: ...
 
     def parameters(self, layer: Linear, rank: int) -> int:
         """Trainable parameters that the adapter adds to one layer, copies included."""
@@ -89,8 +95,11 @@ class AdapterLaw(Protocol):
 class AttentionLaw(Protocol):
     """The kernel between the query, key and value projections and the output projection."""
 
-    name: str
-    needs: Needs
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def needs(self) -> Needs: ...
 
     def attend(
         self, tape: Tape, setting: Setting, shape: Attention, query: Value, key: Value, value: Value
@@ -100,12 +109,19 @@ class AttentionLaw(Protocol):
 class OptimizerLaw(Protocol):
     """The optimizer step, for tensors of trainable parameters."""
 
-    name: str
-    needs: Needs
-    library: str
-    """Whose kernels update the weights: "torch" or "bitsandbytes"."""
-    changes_learning: bool
-    """True where it is offered only by name: it trains differently from AdamW."""
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def needs(self) -> Needs: ...
+
+    @property
+    def library(self) -> str:
+        """Whose kernels update the weights: "torch" or "bitsandbytes"."""
+
+    @property
+    def changes_learning(self) -> bool:
+        """True where it is offered only by name: it trains differently from AdamW."""
 
     def state_bytes(self, groups: Sequence["ParameterGroup"], weight_bytes: int) -> int:
         """Bytes of optimizer state that torch's allocator holds."""
@@ -126,8 +142,11 @@ class OptimizerLaw(Protocol):
 class LossLaw(Protocol):
     """The output head and the loss."""
 
-    name: str
-    needs: Needs
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def needs(self) -> Needs: ...
 
     def walk(self, tape: Tape, setting: Setting, model: ModelSpec, stream: Value) -> None:
         """Record final norm, head and loss on the tape."""
@@ -227,8 +246,11 @@ class Exchange:
 class ParallelismLaw(Protocol):
     """How a job spreads over GPUs, and what it keeps in host memory or on disk."""
 
-    name: str
-    needs: Needs
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def needs(self) -> Needs: ...
 
     def resident(self, job: Job, phase: Phase) -> Resident:
         """What one rank holds on its GPU at a phase; at "backward" with all gradients made."""

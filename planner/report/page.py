@@ -1,14 +1,18 @@
 """A page: lines of styled text, laid out in plain Python before anything is printed."""
 
+import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 Span = tuple[str, str]
 """Text, and its style: "", "bold", "dim", "good", "warn", "bad", "title"."""
 Line = tuple[Span, ...]
 BLANK: Line = ()
 INDENT = 2
-NARROWEST_FLOW = 24
+_BEFORE_UNIT = r"(?<=\d) (?=%|[KMGT]?i?B\b|ms\b|s\b|min\b|h\b|days\b|×)|(?<=[±×]) (?=\d)"
+_GLUE = "\0"
+"""A figure and its unit stay on one line."""
+NARROWEST_FLOW = 18
 """Below so many columns, running text is given a line of its own under its row."""
 
 
@@ -20,12 +24,13 @@ def plain(line: Line) -> str:
 def wrap(text: str, width: int) -> list[str]:
     """Words of `text` in lines of at most `width`; a longer word stands alone, uncut, so that it can be copied."""
     lines: list[str] = []
-    for word in text.split():
+    bound = re.sub(_BEFORE_UNIT, _GLUE, " ".join(text.split()))
+    for word in bound.split(" "):
         if lines and len(lines[-1]) + 1 + len(word) <= width:
             lines[-1] += f" {word}"
         else:
             lines.append(word)
-    return lines or [""]
+    return [line.replace(_GLUE, " ") for line in lines] or [""]
 
 
 def paragraph(text: str, width: int, style: str = "", *, indent: int = 0, bullet: str = "") -> list[Line]:
@@ -35,8 +40,10 @@ def paragraph(text: str, width: int, style: str = "", *, indent: int = 0, bullet
     return [((" " * indent + bullet + first, style),), *((((" " * margin) + line, style),) for line in rest)]
 
 
-def title(text: str, note: str = "") -> list[Line]:
-    """The head of a section, with the blank line above it."""
+def title(text: str, note: str = "", width: int = 1000) -> list[Line]:
+    """The head of a section, with the blank line above it, and the note beside or below it."""
+    if len(text) + 2 + len(note) > width:
+        return [BLANK, ((text, "title"),), *paragraph(note, width, "dim", indent=INDENT)]
     return [BLANK, ((text, "title"), (f"  {note}" if note else "", "dim"))]
 
 
@@ -52,9 +59,8 @@ def labelled(rows: Iterable[tuple[str, str]], width: int, label_style: str = "di
     return page
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Column:
-    """A column of a table. One that flows takes the width left over and wraps; those not vital go where it is narrow."""
+class Column(NamedTuple):
+    """A column of a table. One that flows takes the width left over; those not vital go where it is narrow."""
 
     title: str
     right: bool = False
@@ -64,40 +70,50 @@ class Column:
 
 
 def table(columns: Sequence[Column], rows: Sequence[Sequence[str | Span]], width: int) -> list[Line]:
-    """Rows under their titles, two spaces apart; no lines, so nothing breaks where a terminal is narrow."""
-    kept = list(range(len(columns)))
+    """Rows under their titles, two spaces apart; no rules, so nothing breaks where a terminal is narrow."""
     widths = [max(len(column.title), *(len(_text(row[i])) for row in rows), 0) for i, column in enumerate(columns)]
-    while (excess := _rigid(columns, widths, kept) - width) > 0 and any(not columns[i].vital for i in kept):
-        kept.remove(next(i for i in reversed(kept) if not columns[i].vital))
-        del excess
-    columns, widths = [columns[i] for i in kept], [widths[i] for i in kept]
-    room = width - _rigid(columns, widths, range(len(columns)))
-    head = _row(columns, widths, [(column.title, "dim") for column in columns], room)
-    body = [_row(columns, widths, [_span(row[i], columns[k]) for k, i in enumerate(kept)], room) for row in rows]
-    return [*head, *(line for lines in body for line in lines)]
+    kept = _that_fit(columns, widths, width)
+    layout = [(columns[i], widths[i]) for i in kept]
+    room = width - _rigid(layout) - 2
+    stacked = any(columns[i].flows and room < min(NARROWEST_FLOW, widths[i]) for i in kept)
+    page = _row(layout, [(columns[i].title, "dim") for i in kept], width, stacked=False)
+    for row in rows:
+        page += _row(layout, [_span(row[i], columns[i]) for i in kept], width, stacked=stacked)
+    return page
 
 
-def _rigid(columns: Sequence[Column], widths: Sequence[int], kept: Iterable[int]) -> int:
-    """Width of all that does not flow, the gaps behind included."""
-    return INDENT + sum(widths[i] + 2 for i in kept if not columns[i].flows)
+def _that_fit(columns: Sequence[Column], widths: Sequence[int], width: int) -> list[int]:
+    """The columns that are shown: the last that are not vital go first."""
+    kept = list(range(len(columns)))
+    for i in reversed(range(len(columns))):
+        if _rigid([(columns[k], widths[k]) for k in kept]) > width and not columns[i].vital:
+            kept.remove(i)
+    return kept
 
 
-def _row(columns: Sequence[Column], widths: Sequence[int], cells: Sequence[Span], room: int) -> list[Line]:
-    """One row, in as many lines as its flowing cell (the last one) needs."""
+def _rigid(layout: Sequence[tuple[Column, int]]) -> int:
+    """The width of all that does not flow."""
+    return INDENT - 2 + sum(width + 2 for column, width in layout if not column.flows)
+
+
+def _row(layout: Sequence[tuple[Column, int]], cells: Sequence[Span], width: int, *, stacked: bool) -> list[Line]:
+    """One row, in as many lines as its flowing cell needs: at the end, or below where the others leave no room."""
     line: list[Span] = [(" " * INDENT, "")]
-    for column, width, (text, style) in zip(columns, widths, cells, strict=True):
-        if not column.flows:
-            line.append((text.rjust(width) if column.right else text.ljust(width), style))
-            line.append(("  ", ""))
-    flowing = [cell for column, cell in zip(columns, cells, strict=True) if column.flows]
-    if not flowing or not flowing[0][0]:
+    flowing: Span = ("", "")
+    for (column, columns_wide), (text, style) in zip(layout, cells, strict=True):
+        if column.flows:
+            flowing = (text, style)
+        else:
+            padded = text.rjust(columns_wide) if column.right else text.ljust(columns_wide)
+            line += [(padded, style), ("  ", "")]
+    text, style = flowing
+    margin = _rigid(layout) + 2
+    if not text:
         return [tuple(line)]
-    text, style = flowing[0]
-    if room >= min(NARROWEST_FLOW, len(text)):
-        margin = sum(len(part) for part, _ in line)
-        first, *rest = wrap(text, room)
-        return [(*line, (first, style)), *(((" " * margin + more, style),) for more in rest)]
-    return [tuple(line), *paragraph(text, INDENT * 2 + len(text), style, indent=INDENT * 2)]
+    if stacked:
+        return [tuple(line), *paragraph(text, width, style, indent=2 * INDENT)]
+    first, *rest = wrap(text, width - margin)
+    return [(*line, (first, style)), *(((" " * margin + more, style),) for more in rest)]
 
 
 def _text(cell: str | Span) -> str:

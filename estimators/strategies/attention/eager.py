@@ -41,6 +41,7 @@ def _product(
 ) -> Value:
     made = Value(setting.tokens * columns, left.itemsize, left.grad or right.grad)
     flops = 2.0 * made.elements * inner
-    node = Node("matmul", (left, right), made, (left, right) if made.grad else (), flops=flops, backward_flops=2 * flops,
+    node = Node("matmul", (left, right), made, (left, right) if made.grad else (), flops=flops, backward_flops=2 *
+    flops,
                 backward_launches=2)  # fmt: skip
     return tape.add(node)

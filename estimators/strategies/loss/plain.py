@@ -1,7 +1,7 @@
 """The stock loss: the whole logits, a float32 copy, and cross-entropy over them.
 
-Source: transformers 5 loss/loss_utils.ForCausalLMLoss; torch's cross_entropy keeps the log-probabilities and its backward
-makes a dense float32 gradient twice (nll_loss, log_softmax): 12 bytes a logit.
+Source: transformers 5 loss/loss_utils.ForCausalLMLoss; torch's cross_entropy keeps the log-probabilities and its
+backward makes a dense float32 gradient twice (nll_loss, log_softmax): 12 bytes a logit.
 """
 
 from dataclasses import dataclass
@@ -28,7 +28,8 @@ class PlainLoss:
             tape.nodes[-1].saved = (bent,)
             logits = tape.elementwise(bent)
         wide = tape.cast(logits, FLOAT32)
-        # The model's output object holds the 16-bit logits, without a share in the gradient, until the loss is returned.
+        # The model's output object holds the 16-bit logits, without a share in the gradient, until the loss is
+        # returned.
         held = () if wide is logits else (Value(0, 1, False, view_of=logits),)
         log_probabilities = Value(wide.elements, FLOAT32, wide.grad)
         tape.add(Node("elementwise", (wide,), log_probabilities, (log_probabilities,),

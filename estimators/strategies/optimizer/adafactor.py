@@ -1,7 +1,7 @@
 """Adafactor without a first moment: a row and a column of second moments for each matrix.
 
-Source: transformers 5 optimization.Adafactor: float32 copies of the gradient, the parameter and the update, one tensor at
-a time.
+Source: transformers 5 optimization.Adafactor: float32 copies of the gradient, the parameter and the update, one tensor
+at a time.
 """
 
 from collections.abc import Sequence

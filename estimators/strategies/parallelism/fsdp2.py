@@ -1,4 +1,4 @@
-"""FSDP2 (torch's fully_shard through accelerate): float32 shards of what is trained, gathered in 16 bits block by block.
+"""FSDP2 (torch's fully_shard through accelerate): float32 shards of what is trained, gathered in 16 bits by block.
 
 Sources: torch 2.13 distributed/fsdp/_fully_shard/ and accelerate 1.15 utils/fsdp_utils.py (fsdp2_prepare_model):
 - Trained tensors are cast to float32 before they are cut along their first dimension, frozen ones stay as loaded (older
@@ -12,19 +12,22 @@ Sources: torch 2.13 distributed/fsdp/_fully_shard/ and accelerate 1.15 utils/fsd
 - CPUOffloadPolicy keeps weights, gradients and states in host memory; pinned blocks are powers of two.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from estimators.strategies.axes import Exchange, Job, Needs, Phase, Resident
+from estimators.strategies.axes import Exchange, Job, Needs, ParameterGroup, Phase, Resident
 from estimators.strategies.parallelism.offload import pinned_bytes
 from estimators.strategies.parallelism.shards import MASTER_BYTES, row_parts, states_each, trained_in_block
+
+# accelerate leaves integer-stored 4-bit weights out of the sharding, so nothing of the base would be shared out; 8-bit
+# ones lose their class as DTensors. bitsandbytes' optimizers and Adafactor know no DTensor.
+NEEDS = Needs(optimizers=("adamw_torch", "adamw_torch_fused", "sgd"), quantizations=("none",))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fsdp2:
     name: str = "fsdp2"
-    # accelerate leaves integer-stored 4-bit weights out of the sharding, so nothing of the base would be shared out;
-    # 8-bit ones lose their class as DTensors. bitsandbytes' optimizers and Adafactor know no DTensor.
-    needs: Needs = Needs(optimizers=("adamw_torch", "adamw_torch_fused", "sgd"), quantizations=("none",))
+    needs: Needs = NEEDS
 
     def resident(self, job: Job, phase: Phase) -> Resident:
         part, on_host = row_parts(job.trained, job.devices), bool(job.offload)
@@ -49,14 +52,9 @@ class Fsdp2:
         if not job.offload:
             return 0
         part = row_parts(job.trained, job.devices)
-        trained = sum(
-            group.count * pinned_bytes(group.columns * -(-group.rows // job.devices) * MASTER_BYTES)
-            for group in job.trained
-        )
-        frozen = sum(
-            group.count * pinned_bytes(group.columns * -(-group.rows // job.devices) * job.compute_bytes)
-            for group in job.frozen
-        )
+        frozen_each = -(-job.weights_bytes // max(1, sum(group.parameters for group in job.frozen)))
+        trained = _pinned(job.trained, job.devices, MASTER_BYTES)
+        frozen = _pinned(job.frozen, job.devices, frozen_each)
         return job.devices * (2 * trained + frozen + part * states_each(job))
 
     def disk_bytes(self, job: Job) -> int:
@@ -79,6 +77,11 @@ class Fsdp2:
             micro_from_host=2.0 * (part * MASTER_BYTES + frozen),
             host_optimizer_parameters=float(part),
         )
+
+
+def _pinned(groups: Sequence[ParameterGroup], devices: int, item_bytes: int) -> int:
+    """Host memory of one rank's parts, each tensor's in a pinned block of its own."""
+    return sum(group.count * pinned_bytes(row_parts([group], devices) // group.count * item_bytes) for group in groups)
 
 
 def _frozen_bytes(job: Job) -> int:

@@ -1,7 +1,7 @@
 """Device memory that communication takes outside torch's allocator.
 
-Evidence: two H200s, torch 2.11, DeepSpeed 0.19.8, NVLS off, device memory beyond what the allocator reserved, against the
-same on one GPU (764 MiB): DDP +846 MiB, ZeRO-2 +1334 (+1352 with offload), ZeRO-3 +1044.
+Evidence: two H200s, torch 2.11, DeepSpeed 0.19.8, NVLS off, device memory beyond what the allocator reserved, against
+the same on one GPU (764 MiB): DDP +846 MiB, ZeRO-2 +1334 (+1352 with offload), ZeRO-3 +1044.
 
 Reading: NCCL opens a pair of connections to each neighbour on every channel, with buffers for its three protocols, each
 side rounded up to 2 MiB: 512 KiB (LL) + 4.7 MiB (LL128) + 4 MiB (simple), in all 12 MiB a pair. On 24 channels that is

@@ -64,7 +64,7 @@ def optimizer_host_bytes(job: Job, part: int, group: int) -> int:
 
 
 def parameter_host_bytes(job: Job, part: int) -> int:
-    """Host memory of one rank for ZeRO-3's weights: trained ones in one flat buffer, after each had a block of its own."""
+    """Host memory of one rank for ZeRO-3's weights: trained ones in a flat buffer, after each had its own block."""
     flat = pinned_bytes(min(part, ELEMENTS_IN_CPU if job.offload_to == "nvme" else part) * job.compute_bytes)
     if job.offload_to == "nvme":
         return flat + PARAMETER_BUFFERS * PARAMETER_BUFFER_ELEMENTS * job.compute_bytes

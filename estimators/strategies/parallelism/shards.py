@@ -30,6 +30,11 @@ def states_each(job: Job) -> int:
     return job.state_bytes // max(1, job.trainable_parameters)
 
 
+def largest_in_block(job: Job) -> int:
+    """Elements of a block's largest trained tensor: embedding and head occur once, a block's in all layers."""
+    return max((group.elements for group in job.trained if group.count >= job.layers), default=0)
+
+
 def trained_in_block(job: Job) -> int:
     """Trained elements of one block."""
     return -(-job.trainable_parameters // job.layers) if job.adapter else job.block_parameters

@@ -10,19 +10,20 @@ there:
   (`use_multi_rank_bucket_allreduce`), so the links carry twice what the paper's reduce-scatter would.
 - `copy_grads_in_partition`: one buffer for the rank's gradients, a second one while an earlier micro-batch's exist.
 - `step`: the part's gradients flattened once more and cast to float32; before that, each tensor's norm in float64.
-- Offload: a GPU buffer as large as the largest tensor; norms are taken in the backward pass; all else moves to the host.
+- Offload: a GPU buffer as large as the largest tensor; norms are taken in the backward pass; the rest is on the host.
 """
 
 from dataclasses import dataclass
 
 from estimators.strategies.axes import Exchange, Job, Needs, Phase, Resident
 from estimators.strategies.parallelism.offload import flat_host_bytes
-from estimators.strategies.parallelism.shards import MASTER_BYTES, flat_part, states_each
+from estimators.strategies.parallelism.shards import MASTER_BYTES, flat_part, largest_in_block, states_each
 
 REDUCE_BUCKETS = 2
 NORM_BYTES = 8
 ADAMW = ("adamw_torch", "adamw_torch_fused")
 """DeepSpeed's FusedAdam, or its CPUAdam where offloaded."""
+NEEDS = Needs(optimizers=ADAMW)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,7 +31,7 @@ class Zero:
     name: str
     partitions_gradients: bool
     """Stage 2."""
-    needs: Needs = Needs(optimizers=ADAMW)
+    needs: Needs = NEEDS
 
     def resident(self, job: Job, phase: Phase) -> Resident:
         trained = job.trainable_parameters * job.compute_bytes if job.adapter else 0
@@ -64,6 +65,8 @@ class Zero:
             flattened = min(job.buckets.reduce_elements, job.trainable_parameters) if job.devices > 1 else 0
             return (buckets + flattened + waiting) * job.compute_bytes
         stay = phase == "loss" and job.accumulates and not self.partitions_gradients
+        # Offloaded, the epilogue takes the last tensors' norms, the embedding's too, before it frees the buckets.
+        stay |= phase == "step" and "optimizer" in job.offload
         return buckets * job.compute_bytes if stay else 0
 
     def host_bytes(self, job: Job) -> int:
@@ -96,7 +99,8 @@ class Zero:
 
 
 def _workspace(job: Job, phase: Phase, part: int) -> int:
-    norm = NORM_BYTES * min(job.largest_tensor, part)
+    tensor = {"backward": largest_in_block(job), "step": job.largest_tensor}.get(phase, 0)
+    norm = NORM_BYTES * min(tensor, part)
     if "optimizer" in job.offload:
-        return job.largest_tensor * job.compute_bytes + (norm if phase == "backward" else 0)
+        return job.largest_tensor * job.compute_bytes + norm
     return max(norm, part * (job.compute_bytes + MASTER_BYTES)) if phase == "step" else 0

@@ -1,9 +1,9 @@
 """ZeRO stage 3: weights are sharded too, and gathered module by module.
 
 Sources: arXiv 1910.02054 section 5.3; DeepSpeed 0.19.8, with `bf16` on and its defaults elsewhere:
-- runtime/zero/partition_parameters.py: every tensor is cut by itself and padded; tensors up to the persistence threshold
-  stay whole between two optimizer steps; several gathered at once lie in a flat buffer and in copies of their own.
-- runtime/zero/stage3.py: one flat buffer for all gradients of the rank and one reduce bucket, both there from the start;
+- runtime/zero/partition_parameters.py: every tensor is cut by itself and padded; small ones, up to the persistence
+  threshold, stay whole between two optimizer steps; several gathered at once lie in a flat buffer and in copies.
+- runtime/zero/stage3.py: one flat buffer for all gradients of the rank and one reduce bucket, there from the start;
   `__avg_scatter_grads` interleaves a bucket into a copy before it reduce-scatters it; the step goes by sub-groups, each
   with its gradients flattened in 16 bits and cast to float32. Frozen weights are sharded and have no float32 copy.
 - runtime/zero/partitioned_param_coordinator.py: a module's weights are kept if they are used again within the reuse
@@ -19,7 +19,7 @@ from estimators.strategies.parallelism.offload import (
     optimizer_host_bytes,
     parameter_host_bytes,
 )
-from estimators.strategies.parallelism.shards import MASTER_BYTES, states_each, tensor_parts
+from estimators.strategies.parallelism.shards import MASTER_BYTES, largest_in_block, states_each, tensor_parts
 from estimators.strategies.parallelism.zero import ADAMW, NORM_BYTES
 
 REUSE_ELEMENTS = 1_000_000_000
@@ -28,12 +28,15 @@ NORM_CHUNK_ELEMENTS = 250_000_000
 """`_constant_buffered_norm2`, under offload."""
 
 
+# A quantised base is loaded whole (transformers modeling_utils: no zero.Init where a quantiser is), and cutting 8-bit
+# layers trains wrongly (bitsandbytes#1451); 4-bit ones need a floating storage type.
+NEEDS = Needs(optimizers=ADAMW, quantizations=("none",))
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Zero3:
     name: str = "zero3"
-    # A quantised base is loaded whole (transformers modeling_utils: no zero.Init where a quantiser is), and cutting
-    # 8-bit layers trains wrongly (bitsandbytes#1451); 4-bit ones need a floating storage type.
-    needs: Needs = Needs(optimizers=ADAMW, quantizations=("none",))
+    needs: Needs = NEEDS
 
     def resident(self, job: Job, phase: Phase) -> Resident:
         part, rest = tensor_parts(job.trained, job.devices), tensor_parts(job.frozen, job.devices)
@@ -96,7 +99,7 @@ def persistent_elements(job: Job) -> int:
 def kept_over_the_turn(job: Job) -> int:
     """Elements that stay gathered from forward to backward pass.
 
-    Between a weight's last use forward and its next use lie the parameters after it once, the head again, and each block
+    Between a weight's use forward and its next use lie the parameters after it once, the head again, and each block
     behind it once more, or twice where blocks recompute.
     """
     reach = (REUSE_ELEMENTS + job.head_parameters) // 3 if job.recomputes else REUSE_ELEMENTS // 2
@@ -117,17 +120,18 @@ def _communication(job: Job, phase: Phase) -> int:
     bucket = job.buckets.reduce_elements
     if phase == "step":
         return bucket * job.compute_bytes
-    gathered = (live_elements(job, phase) if job.devices > 1 else 0) + persistent_elements(job)
+    elsewhere = job.devices > 1 or "parameters" in job.offload
+    gathered = live_elements(job, phase) + persistent_elements(job) if elsewhere else 0
     interleaved = min(bucket, job.trainable_parameters) if phase == "backward" else 0
     waiting = job.head_parameters if phase == "backward" and job.tied and not job.adapter else 0
     return (bucket + gathered + interleaved + waiting) * job.compute_bytes
 
 
 def _workspace(job: Job, phase: Phase, part: int) -> int:
-    largest = -(-job.largest_tensor // job.devices)
+    tensor = {"backward": largest_in_block(job), "step": job.largest_tensor}.get(phase, 0)
+    largest = -(-tensor // job.devices)
     if "optimizer" in job.offload:
-        norm = NORM_BYTES * min(largest, NORM_CHUNK_ELEMENTS)
-        return largest * job.compute_bytes + norm if phase == "backward" else 0
+        return largest * job.compute_bytes + NORM_BYTES * min(largest, NORM_CHUNK_ELEMENTS)
     if phase != "step":
         return 0
     return max(NORM_BYTES * largest, sub_group(job, part) * (job.compute_bytes + MASTER_BYTES))

@@ -1,8 +1,8 @@
 """bitsandbytes' 4-bit NormalFloat: two weights a byte, a scale for each 64, and those scales again in 8 bits.
 
 Sources: QLoRA (arXiv 2305.14314, section 3) for the format; bitsandbytes 0.50 functional.quantize_4bit (block size 64,
-nested block size 256) and autograd/_functions.MatMul4Bit for what runs: it saves no input, for the weight is frozen, and
-expands the whole weight to the compute type for each product, forward and backward.
+nested block size 256) and autograd/_functions.MatMul4Bit for what runs: it saves no input, for the weight is frozen,
+and expands the whole weight to the compute type for each product, forward and backward.
 """
 
 from dataclasses import dataclass

@@ -47,7 +47,7 @@ def count(number: float) -> str:
     """ "6.74 B", "4.19 M", "768": parameters and tokens."""
     for scale, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M")):
         if number >= scale * 0.9995:
-            return f"{_significant(number / scale)} {letter}"
+            return f"{number / scale:.3g} {letter}"
     return f"{number:,.0f}"
 
 
@@ -58,14 +58,9 @@ def rate(per_second: float) -> str:
     return f"{per_second:.3g}" if per_second < 100 else f"{float(f'{per_second:.3g}'):,.0f}"
 
 
-def _significant(value: float) -> str:
-    digits = 2 if value < 10 else 1 if value < 100 else 0
-    return f"{value:.{digits}f}"
-
-
 def gib(size_bytes: float) -> str:
     """A column of sizes in GiB, without the unit."""
-    return f"{size_bytes / GIB:,.1f}" if abs(size_bytes) >= 100 * GIB else f"{size_bytes / GIB:.2f}"
+    return f"{size_bytes / GIB:,.1f}"
 
 
 def spare(size_bytes: float) -> str:
@@ -74,6 +69,10 @@ def spare(size_bytes: float) -> str:
 
 
 def duration(seconds: float) -> str:
+    """Three significant digits where that is not more than anyone wants: "17.4 s", "3.3 min", "31 min", "7.1 days"."""
+    for limit, size, unit in ((1.0, 1e-3, "ms"), (100.0, 1.0, "s"), (600.0, 60.0, "min")):
+        if seconds < limit:
+            return f"{seconds / size:.{1 if unit == 'min' else 0}f} {unit}" if unit != "s" else f"{seconds:.3g} s"
     return format_seconds(seconds)
 
 

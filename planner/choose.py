@@ -1,0 +1,183 @@
+"""The choice: prices every recipe that the goal leaves open, takes the best, and says what it beat and why."""
+
+from collections.abc import Sequence
+
+from estimators.hardware import Cluster, Device, Host
+from estimators.legality import objections
+from estimators.model import ModelSpec
+from estimators.price import Price
+from estimators.pricing import price
+from estimators.recipe import Recipe
+from planner.change import cheapest_change
+from planner.cluster import hypothetical_cluster
+from planner.goal import Goal
+from planner.plan import Alternative, Candidate, Matrix, MatrixRow, Plan, Refusal, RulePick
+from planner.rules import Rules, load_rules
+from planner.search import Choice, choices
+from planner.words import assumptions_of, next_command_of, verdict_of, why_lost
+
+SAME_SPEED = 0.01
+"""Recipes within 1 % of each other's speed count as equally fast: the smaller one is taken."""
+
+
+def make_plan(goal: Goal, model: ModelSpec, cluster: Cluster, rules: Rules | None = None) -> Plan:
+    """The best recipe for the goal on the cluster, with what it was chosen over.
+
+    Raises:
+        BadInput: the goal names what does not exist, or contradicts itself.
+    """
+    rules = rules or load_rules()
+    candidates, refusals = price_all(goal, model, cluster, rules)
+    chosen = choose(goal, candidates)
+    best = _best_of_each(goal, candidates)
+    others = [one for one in best if chosen is None or one.method != chosen.method]
+    alternatives = tuple(Alternative(candidate=one, why=why_lost(one, chosen, goal)) for one in others[: goal.top])
+    return Plan(
+        goal=goal,
+        model=model,
+        cluster=cluster,
+        chosen=chosen,
+        evidence="formula",
+        confirmed=False,
+        verdict=verdict_of(goal, model, cluster, chosen, best),
+        rule=_rule_pick(rules, cluster, chosen) if goal.methods is None else None,
+        alternatives=alternatives,
+        refusals=tuple(Refusal(method=method, reason=reason) for method, reason in refusals.items()),
+        cheapest_change=cheapest_change(goal, model, cluster, rules, chosen, best),
+        assumptions=assumptions_of(goal, cluster, rules, chosen),
+        next_command=next_command_of(goal, cluster, chosen),
+        recipes_priced=len(candidates),
+    )
+
+
+def make_matrix(goal: Goal, model: ModelSpec, devices: Sequence[Device], rules: Rules | None = None) -> Matrix:
+    """Which method fits on one card of each kind, idle, without offload."""
+    rules = rules or load_rules()
+    rungs = rules.rungs(goal.methods)
+    rows = []
+    for device in devices:
+        cluster = hypothetical_cluster([device], 1, Host(), None)
+        candidates, _ = price_all(goal, model, cluster, rules)
+        methods = {rung.method: _fastest([one for one in candidates if one.method == rung.method]) for rung in rungs}
+        rows.append(
+            MatrixRow(
+                device=device.name,
+                total_bytes=device.total_bytes,
+                methods=methods,
+                best=choose(goal, candidates),
+            )
+        )
+    return Matrix(
+        goal=goal,
+        model=model,
+        methods=tuple(rung.method for rung in rungs),
+        rows=tuple(rows),
+        assumptions=assumptions_of(goal, None, rules, None),
+    )
+
+
+def price_all(goal: Goal, model: ModelSpec, cluster: Cluster, rules: Rules) -> tuple[list[Candidate], dict[str, str]]:
+    """A candidate for every recipe up to the first micro-batch that does not fit (no larger one can), and the methods
+    that no recipe offers, with the reason."""
+    candidates: list[Candidate] = []
+    refusals: dict[str, str] = {}
+    for choice in choices(goal, model, cluster, rules):
+        label = method_label(choice)
+        reasons = objections(model, choice.recipe, cluster)
+        if reasons:
+            refusals.setdefault(label, reasons[0])
+            continue
+        for recipe in choice.recipes():
+            cost = _price(goal, model, recipe, cluster)
+            candidates.append(Candidate(recipe=recipe, price=cost, method=label, rung=choice.position,
+                                        gpus=recipe.parallelism.devices))  # fmt: skip
+            if not cost.fits:
+                break
+    offered = {candidate.method for candidate in candidates}
+    return candidates, {label: reason for label, reason in refusals.items() if label not in offered}
+
+
+def _price(goal: Goal, model: ModelSpec, recipe: Recipe, cluster: Cluster) -> Price:
+    return price(
+        model,
+        recipe,
+        cluster,
+        vram_budget_bytes=goal.vram_budget_bytes,
+        headroom_bytes=goal.headroom_bytes,
+        assume_idle=goal.assume_idle,
+    )
+
+
+def method_label(choice: Choice) -> str:
+    """The method as people say it: "full", "lora + ddp", "full + zero3 + offload (optimizer, parameters)"."""
+    place = choice.recipe.parallelism
+    label = choice.rung.method if place.kind == "none" else f"{choice.rung.method} + {place.kind}"
+    if not place.offload:
+        return label
+    target = " to nvme" if place.offload_to == "nvme" else ""
+    return f"{label} + offload of {' and '.join(place.offload)}{target}"
+
+
+def choose(goal: Goal, candidates: Sequence[Candidate]) -> Candidate | None:
+    """The best of those that fit at the upper end of their error bar; None where none does.
+
+    Offload is taken only where nothing fits on the GPUs, or where the goal requires it.
+    """
+    fitting = [one for one in candidates if one.price.fits]
+    on_gpus = [one for one in fitting if not one.recipe.parallelism.offload]
+    pool = on_gpus or fitting
+    if not pool:
+        return None
+    if goal.objective == "memory":
+        return min(pool, key=lambda one: (one.price.process.value * one.gpus, -one.price.tokens_per_second.value))
+    if goal.objective == "cost":
+        return min(pool, key=lambda one: one.gpus / one.price.tokens_per_second.value)
+    if goal.objective == "quality":
+        top = min(one.rung for one in pool)
+        pool = [one for one in pool if one.rung == top]
+    return _fastest(pool)
+
+
+def _fastest(candidates: Sequence[Candidate]) -> Candidate | None:
+    """The fastest that fits; among equally fast ones the one with the fewest GPUs, then the least memory."""
+    fitting = [one for one in candidates if one.price.fits]
+    if not fitting:
+        return None
+    top = max(one.price.tokens_per_second.value for one in fitting)
+    equal = [one for one in fitting if one.price.tokens_per_second.value >= top * (1 - SAME_SPEED)]
+    return min(equal, key=lambda one: (one.gpus, one.price.process.value))
+
+
+def _best_of_each(goal: Goal, candidates: Sequence[Candidate]) -> list[Candidate]:
+    """The best candidate of each method: those that fit first, by rung and speed, then the nearest misses."""
+    groups: dict[str, list[Candidate]] = {}
+    for one in candidates:
+        groups.setdefault(one.method, []).append(one)
+    best = [
+        choose(goal, group) or max(group, key=lambda one: one.price.tightest.spare_bytes) for group in groups.values()
+    ]
+
+    def rank(one: Candidate) -> tuple[bool, bool, int, float]:
+        offloaded = bool(one.recipe.parallelism.offload)
+        return (not one.price.fits, offloaded, one.rung, -one.price.tokens_per_second.value)
+
+    return sorted(best, key=rank)
+
+
+def _rule_pick(rules: Rules, cluster: Cluster, chosen: Candidate | None) -> RulePick | None:
+    """What the rule by card would start from, and what the estimate made of it."""
+    smallest = min((gpu.device for gpu in cluster.gpus), key=lambda device: device.total_bytes)
+    rule = next((rule for rule in rules.vram_rules if rule.matches(smallest)), None)
+    if rule is None:
+        return None
+    if chosen is None:
+        return RulePick(method=rule.method, rule=rule.words, confirmed=False, comment=f"{rule.method} does not fit")
+    method = rules.ladder[chosen.rung].method
+    confirmed = method == rule.method
+    order = [rung.method for rung in rules.ladder]
+    comment = "confirmed"
+    if not confirmed:
+        higher = rule.method not in order or chosen.rung < order.index(rule.method)
+        states = " with 8-bit AdamW" if "8bit" in chosen.recipe.optimizer else ""
+        comment = f"{method} fits{states}" if higher else f"{rule.method} does not fit"
+    return RulePick(method=rule.method, rule=rule.words, confirmed=confirmed, comment=comment)

@@ -1,0 +1,164 @@
+"""Every recipe that a goal leaves open: the mechanics, exhaustively, for each rung of the ladder."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from estimators.errors import BadInput
+from estimators.hardware import Cluster
+from estimators.model import ModelSpec
+from estimators.recipe import Adapter, Parallelism, Recipe
+from estimators.trainable import default_targets
+from planner.goal import Goal
+from planner.rules import Rules, Rung
+
+SEVERAL_GPUS = ("ddp", "zero1", "zero2", "zero3", "fsdp2")
+ONLY_STATES = ("zero1", "zero2")
+"""Shard gradients and optimizer states alone, which adapters hardly have."""
+OFFLOADS: tuple[tuple[str, tuple[str, ...]], ...] = (
+    ("zero2", ("optimizer",)),
+    ("zero3", ("optimizer",)),
+    ("zero3", ("optimizer", "parameters")),
+)
+PRECISIONS = {
+    "amp": ("float32", "half"),
+    "bf16": ("bfloat16", "bfloat16"),
+    "fp16": ("float16", "float16"),
+    "fp32": ("float32", "float32"),
+}
+"""Stored and compute type by --precision; "half" is bfloat16, or float16 on a card without it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Choice:
+    """A recipe of one rung, but for the micro-batch: `micro_batches` are its possible values, ascending."""
+
+    rung: Rung
+    position: int
+    recipe: Recipe
+    micro_batches: tuple[int, ...]
+
+    def recipes(self) -> Iterator[Recipe]:
+        """The recipes, smallest micro-batch first; the global batch stays what it is."""
+        share = self.recipe.micro_batch * self.recipe.gradient_accumulation
+        for micro_batch in self.micro_batches:
+            yield with_micro_batch(self.recipe, micro_batch, share // micro_batch)
+
+
+def choices(goal: Goal, model: ModelSpec, cluster: Cluster, rules: Rules) -> Iterator[Choice]:
+    """All choices, rung by rung.
+
+    Raises:
+        BadInput: the global batch cannot be made of the micro-batch on any number of these GPUs.
+    """
+    placements = [place for place in _placements(goal, cluster) if _micro_batches(goal, rules, place.devices)]
+    if not placements:
+        batch = goal.global_batch or rules.defaults.global_batch
+        raise BadInput(f"a global batch of {batch} is no multiple of the micro-batch {goal.micro_batch}")
+    for position, rung in enumerate(rules.rungs(goal.methods)):
+        for place in placements:
+            if rung.adapter != "full" and _only_helps_states(place):
+                continue
+            sizes = _micro_batches(goal, rules, place.devices)
+            for optimizer in (goal.optimizer,) if goal.optimizer else rung.optimizers:
+                for checkpointing in (
+                    (False, True) if goal.gradient_checkpointing is None else (goal.gradient_checkpointing,)
+                ):
+                    recipe = _recipe(goal, model, cluster, rules, rung, place, optimizer, checkpointing)
+                    yield Choice(rung=rung, position=position, recipe=recipe, micro_batches=sizes)
+
+
+def _only_helps_states(place: Parallelism) -> bool:
+    """Whether a placement saves nothing but gradients and optimizer states."""
+    return place.offload == ("optimizer",) or (not place.offload and place.kind in ONLY_STATES)
+
+
+def with_micro_batch(recipe: Recipe, micro_batch: int, accumulation: int) -> Recipe:
+    """The same recipe with another split of its global batch (a plain copy: faster than dataclasses.replace)."""
+    values = {name: getattr(recipe, name) for name in _FIELDS}
+    return Recipe(**(values | {"micro_batch": micro_batch, "gradient_accumulation": accumulation}))
+
+
+_FIELDS = tuple(Recipe.__dataclass_fields__)
+
+
+def _placements(goal: Goal, cluster: Cluster) -> Iterator[Parallelism]:
+    """Every way to spread over some of the GPUs, and to offload where the goal and the host allow it."""
+    counts = range(1, len(cluster.gpus) + 1) if cluster.nodes == 1 else (cluster.size,)
+    if goal.offload != "required":
+        for devices in counts:
+            for kind in ("none",) if devices == 1 else SEVERAL_GPUS:
+                yield Parallelism(kind=kind, devices=devices)
+    if goal.offload == "never" or cluster.host.memory_bytes is None:
+        return
+    for devices in counts:
+        for kind, offload in OFFLOADS:
+            yield Parallelism(kind=kind, devices=devices, offload=offload)
+            if cluster.host.disk_bytes is not None and kind == "zero3" and cluster.host.nvme:
+                yield Parallelism(kind=kind, devices=devices, offload=offload, offload_to="nvme")
+
+
+def _micro_batches(goal: Goal, rules: Rules, devices: int) -> tuple[int, ...]:
+    """Micro-batches that divide one GPU's share of the global batch; none where the share is not whole."""
+    share, rest = divmod(goal.global_batch or rules.defaults.global_batch, devices)
+    if rest or not share:
+        return ()
+    divisors = tuple(size for size in range(1, min(share, 512) + 1) if share % size == 0)
+    return tuple(size for size in divisors if goal.micro_batch in (None, size))
+
+
+def _recipe(
+    goal: Goal,
+    model: ModelSpec,
+    cluster: Cluster,
+    rules: Rules,
+    rung: Rung,
+    place: Parallelism,
+    optimizer: str,
+    checkpointing: bool,
+) -> Recipe:
+    defaults = rules.defaults
+    weights, compute = _types(goal, cluster, rung, place)
+    batch = goal.global_batch or defaults.global_batch
+    return Recipe(
+        model=goal.model,
+        adapter=_adapter(goal, model, rules, rung),
+        trainer=goal.trainer,
+        quantization=rung.quantization,
+        weights=weights,
+        compute=compute,
+        optimizer=optimizer,
+        gradient_checkpointing=checkpointing,
+        attention=goal.attention or "sdpa",
+        loss=goal.loss or "plain",
+        micro_batch=1,
+        gradient_accumulation=batch // place.devices,
+        sequence_length=goal.sequence_length or defaults.sequence_length,
+        padded=goal.padded,
+        parallelism=place,
+    )
+
+
+def _adapter(goal: Goal, model: ModelSpec, rules: Rules, rung: Rung) -> Adapter:
+    if rung.adapter == "full":
+        return Adapter(method="full")
+    rank = goal.rank or rules.defaults.rank
+    return Adapter(
+        method=rung.adapter,
+        rank=rank,
+        alpha=goal.alpha or rank * rules.defaults.alpha_per_rank,
+        dropout=rules.defaults.dropout if goal.dropout is None else goal.dropout,
+        targets=goal.targets if goal.targets is not None else default_targets(model),
+    )
+
+
+def _types(goal: Goal, cluster: Cluster, rung: Rung, place: Parallelism) -> tuple[str, str]:
+    """Stored and compute type: 16-bit compute in what every card can, float32 weights where the rung trains them."""
+    half = "bfloat16" if all(gpu.device.supports_bfloat16 for gpu in cluster.gpus) else "float16"
+    if goal.precision is not None:
+        stored, compute = (half if name == "half" else name for name in PRECISIONS[goal.precision])
+        if rung.adapter != "full" and goal.precision == "amp":
+            stored = compute
+    else:
+        stored, compute = ("float32", half) if rung.weights == "float32" else (half, half)
+    # Under ZeRO the float32 weights are DeepSpeed's own sharded master copy.
+    return (compute if place.kind.startswith("zero") else stored), compute

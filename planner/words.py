@@ -1,0 +1,157 @@
+"""The sentences of a plan: its verdict, why each alternative lost, what was assumed, what to do next."""
+
+import shlex
+from collections.abc import Iterator, Sequence
+
+from estimators.calibration import DEFAULT
+from estimators.hardware import Cluster
+from estimators.model import ModelSpec
+from estimators.recipe import ALL_LINEAR, Recipe
+from estimators.units import format_bytes
+from planner.goal import Goal
+from planner.plan import Candidate
+from planner.rules import Rules
+
+METHOD_WORDS = {"full": "full fine-tuning", "lora": "LoRA", "qlora": "QLoRA", "dora": "DoRA"}
+OPTIMIZER_WORDS = {"adamw_8bit": "8-bit AdamW", "adamw_torch_fused": "AdamW", "adamw_torch": "AdamW"}
+
+
+def describe_gpus(cluster: Cluster, count: int | None = None) -> str:
+    """ "1 × rtx-4090", "2 nodes of 4 × a100-sxm4-80gb", "rtx-3090 and a100-pcie-80gb"."""
+    kinds: dict[str, int] = {}
+    for gpu in cluster.gpus:
+        kinds[gpu.device.name] = kinds.get(gpu.device.name, 0) + 1
+    if count is not None and len(kinds) == 1:
+        kinds = dict.fromkeys(kinds, count // cluster.nodes)
+    words = " and ".join(f"{number} × {name}" for name, number in kinds.items())
+    return words if cluster.nodes == 1 else f"{cluster.nodes} nodes of {words}"
+
+
+def verdict_of(
+    goal: Goal, model: ModelSpec, cluster: Cluster, chosen: Candidate | None, best: Sequence[Candidate]
+) -> str:
+    """One sentence: what to do and what it takes, or what is missing."""
+    if chosen is None:
+        if not best:
+            return f"No recipe can run {model.name} on {describe_gpus(cluster)}: see the reasons below."
+        nearest = max(best, key=lambda one: one.price.tightest.spare_bytes)
+        return (
+            f"Nothing fits: {model.name} on {describe_gpus(cluster)} comes nearest with "
+            f"{method_words(nearest.method)}, which {shortfall(nearest)}."
+        )
+    cost, recipe = chosen.price, chosen.recipe
+    share = cost.tightest
+    optimizer = OPTIMIZER_WORDS.get(recipe.optimizer, recipe.optimizer)
+    fewer = cluster.size > chosen.gpus
+    used = f"{chosen.gpus} of the {cluster.size} GPUs" if fewer else describe_gpus(cluster, chosen.gpus)
+    return (
+        f"Fine-tune {model.name} with {method_words(chosen.method)} and {optimizer} on {used}: "
+        f"{format_bytes(cost.process.value)} a GPU (at most {format_bytes(cost.process.high)}) of "
+        f"{format_bytes(share.budget_bytes)}, about {cost.tokens_per_second.value:,.0f} tokens/s."
+    )
+
+
+def method_words(label: str) -> str:
+    """A method's label with its first word as people write it."""
+    method, plus, rest = label.partition(" + ")
+    return METHOD_WORDS.get(method, method) + plus + rest
+
+
+def shortfall(candidate: Candidate) -> str:
+    """What is missing for a candidate that does not fit, in numbers."""
+    cost = candidate.price
+    share = cost.tightest
+    if share.verdict == "does not fit":
+        return f"needs {format_bytes(-share.spare_bytes)} more"
+    if share.verdict == "tight":
+        return f"is tight: {format_bytes(-share.spare_bytes)} short of surviving without flushing the allocator's cache"
+    if cost.host_verdict != "fits":
+        return f"needs {format_bytes(cost.host.high)} of host RAM"
+    return f"needs {format_bytes(cost.disk.high)} of disk"
+
+
+def why_lost(candidate: Candidate, chosen: Candidate | None, goal: Goal) -> str:
+    """Why a candidate is not the plan, in numbers."""
+    if not candidate.price.fits:
+        return shortfall(candidate)
+    if chosen is None:
+        return "fits"
+    speed = candidate.price.tokens_per_second.value / chosen.price.tokens_per_second.value - 1
+    if speed < -0.5:
+        relative = f"{1 / (1 + speed):.1f} × slower"
+    else:
+        relative = f"{abs(speed) * 100:.0f} % {'faster' if speed > 0 else 'slower'}"
+    if goal.objective == "memory":
+        more = candidate.price.process.value * candidate.gpus - chosen.price.process.value * chosen.gpus
+        return f"takes {format_bytes(more)} more, {relative}"
+    if goal.objective == "cost":
+        dearer = candidate.gpus / candidate.price.tokens_per_second.value
+        cheapest = chosen.gpus / chosen.price.tokens_per_second.value
+        return f"{(dearer / cheapest - 1) * 100:.0f} % more GPU time a token, {relative}"
+    if goal.objective == "quality" and candidate.rung > chosen.rung:
+        return f"lower on the quality ladder, {relative}"
+    if candidate.recipe.parallelism.offload and not chosen.recipe.parallelism.offload:
+        return f"offload is the last resort: {relative}"
+    return relative if round(speed * 100) else "equally fast, more GPUs or memory"
+
+
+def assumptions_of(goal: Goal, cluster: Cluster | None, rules: Rules, chosen: Candidate | None) -> tuple[str, ...]:
+    """What the figures rest on, and what the user did not say."""
+    return tuple(_assumed(goal, cluster, rules, chosen))
+
+
+def _assumed(goal: Goal, cluster: Cluster | None, rules: Rules, chosen: Candidate | None) -> Iterator[str]:
+    defaults = rules.defaults
+    taken = [
+        text
+        for said, text in (
+            (goal.sequence_length, f"sequences of {defaults.sequence_length} tokens"),
+            (goal.global_batch, f"global batch {defaults.global_batch}"),
+            (goal.rank, f"rank {defaults.rank}, alpha {defaults.rank * defaults.alpha_per_rank}"),
+            (goal.targets, "adapters on queries and values"),
+        )
+        if said is None
+    ]
+    if taken:
+        yield "taken because not said: " + ", ".join(taken)
+    if not goal.padded:
+        yield "every sequence is full: shorter ones need less, none needs more"
+    if cluster is None or cluster.hypothetical:
+        yield "the GPUs are idle; the driver keeps its share of them"
+    elif goal.assume_idle:
+        yield "the GPUs are taken as idle, whatever runs on them now"
+    unseen = {gpu.device.name for gpu in cluster.gpus} - set(DEFAULT.seen_devices) if cluster else set()
+    if unseen:
+        names = ", ".join(sorted(unseen))
+        yield f"speed on {names} is scaled from an H200 by the data sheet; nothing was measured there"
+    if chosen and chosen.recipe.trainer == "transformers":
+        yield "the stock Trainer and its loss; TRL's needs less for large vocabularies (--trainer trl)"
+
+
+def next_command_of(goal: Goal, cluster: Cluster, chosen: Candidate | None) -> str:
+    """A command to copy: keep the recipe as a document, or look at what else could be done."""
+    gpus = _gpus_option(cluster)
+    words = ["plan", "--model", goal.model, "--gpus", gpus]
+    if chosen is None:
+        return shlex.join([*words, "--seq-len", str(max(1, (goal.sequence_length or 2048) // 2))])
+    return shlex.join([*words, *_recipe_options(goal, chosen.recipe, chosen.method), "--json"]) + " > plan.json"
+
+
+def _gpus_option(cluster: Cluster) -> str:
+    if not cluster.hypothetical:
+        return "auto"
+    kinds: dict[str, int] = {}
+    for gpu in cluster.gpus:
+        kinds[gpu.device.name] = kinds.get(gpu.device.name, 0) + 1
+    return ",".join(f"{count}x{name}" for name, count in kinds.items())
+
+
+def _recipe_options(goal: Goal, recipe: Recipe, method: str) -> Iterator[str]:
+    yield from ("--method", method.split(" + ")[0], "--micro-batch", str(recipe.micro_batch))
+    yield from ("--seq-len", str(recipe.sequence_length), "--global-batch", str(recipe.global_batch))
+    if not recipe.adapter.trains_everything:
+        yield from ("--rank", str(recipe.adapter.rank))
+        targets = recipe.adapter.targets
+        yield from ("--targets", targets if targets == ALL_LINEAR or isinstance(targets, str) else ",".join(targets))
+    if goal.trainer != "transformers":
+        yield from ("--trainer", goal.trainer)

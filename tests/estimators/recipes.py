@@ -1,0 +1,48 @@
+"""Hypothesis strategies for recipes, legal and illegal."""
+
+from hypothesis import strategies as st
+
+from estimators.recipe import ALL_LINEAR, Adapter, Parallelism, Recipe
+from estimators.strategies import ADAPTERS, ATTENTIONS, LOSSES, OPTIMIZERS, PARALLELISMS, QUANTIZATIONS
+
+MODELS = ("llama-3.2-1b", "qwen2.5-0.5b", "gpt2", "pythia-410m", "gemma-2-2b", "phi-2", "olmoe-1b-7b", "opt-350m")
+DATA_TYPES = ("float32", "bfloat16", "float16")
+
+adapters = st.one_of(
+    st.just(Adapter(method="full")),
+    st.builds(
+        lambda method, rank, dropout: Adapter(
+            method=method, rank=rank, alpha=4 * rank, dropout=dropout, targets=ALL_LINEAR
+        ),
+        st.sampled_from([name for name in ADAPTERS if name != "full"]),
+        st.integers(1, 256),
+        st.sampled_from([0.0, 0.05]),
+    ),
+)
+placements = st.builds(
+    Parallelism,
+    kind=st.sampled_from(list(PARALLELISMS)),
+    devices=st.integers(1, 8),
+    offload=st.sampled_from([(), ("optimizer",), ("optimizer", "parameters")]),
+    offload_to=st.sampled_from(["cpu", "nvme"]),
+)
+recipes = st.builds(
+    Recipe,
+    model=st.sampled_from(MODELS),
+    adapter=adapters,
+    trainer=st.sampled_from(["transformers", "trl"]),
+    quantization=st.sampled_from(list(QUANTIZATIONS)),
+    weights=st.sampled_from(DATA_TYPES),
+    compute=st.sampled_from(DATA_TYPES),
+    optimizer=st.sampled_from(list(OPTIMIZERS)),
+    gradient_checkpointing=st.booleans(),
+    attention=st.sampled_from(list(ATTENTIONS)),
+    loss=st.sampled_from(list(LOSSES)),
+    micro_batch=st.integers(1, 16),
+    gradient_accumulation=st.integers(1, 8),
+    sequence_length=st.integers(16, 1024),
+    padded=st.booleans(),
+    parallelism=placements,
+    kbit_upcast=st.sampled_from([None, True, False]),
+    expandable_segments=st.booleans(),
+)
