@@ -7,7 +7,7 @@ from typing import Any, NoReturn, TypeVar
 
 from estimators.errors import BadInput
 from estimators.recipe import ALL_LINEAR, Adapter, Buckets, Parallelism, Recipe
-from estimators.strategies import ADAPTERS, ATTENTIONS, LOSSES, OPTIMIZERS, PARALLELISMS, QUANTIZATIONS
+from estimators.techniques import ADAPTERS, ATTENTIONS, LOSSES, OPTIMIZERS, PARALLELISMS, QUANTIZATIONS
 
 SCHEMA_VERSION = 1
 LONGEST_NAME = 4096

@@ -5,20 +5,23 @@ takes beside it are in estimators/process.py.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from operator import attrgetter
 
 from estimators.hardware import Device
 from estimators.model import ModelSpec
-from estimators.recipe import Adapter, Recipe
-from estimators.strategies import OPTIMIZERS, PARALLELISMS, QUANTIZATIONS, find_law
+from estimators.recipe import Adapter, Buckets, Parallelism, Recipe
+from estimators.strategies.adapter.lora import ADAPTER_BYTES
 from estimators.strategies.axes import Job, Phase, Resident
-from estimators.trainable import ITEM_BYTES, base_weight_bytes, trainable_bytes_each, trainable_groups
+from estimators.techniques import OPTIMIZERS, PARALLELISMS, QUANTIZATIONS, find_law
+from estimators.trainable import FULL, ITEM_BYTES, base_weight_bytes, groups_of, trainable_groups
 from estimators.units import MIB
 from estimators.walk import Walk, walk
 
 FLOAT32_SHARDS = ("zero1", "zero2", "zero3", "fsdp2")
 """Train in the compute type beside sharded float32 weights: DeepSpeed casts the model, FSDP2 gathers in that type."""
+FORWARD_END, SHARDING = "end of the forward pass", "sharding of the loaded model"
 TERMS = ("weights", "adapter", "gradients", "optimizer", "activations", "logits", "workspace", "communication")
 
 
@@ -63,46 +66,79 @@ def cublas_workspace_bytes(device: Device) -> int:
     return 2 * (32 * MIB if device.compute_capability >= (9, 0) else 8_519_680)
 
 
+_JOB_FIELDS = attrgetter(
+    "adapter",
+    "quantization",
+    "weights",
+    "compute",
+    "optimizer",
+    "parallelism",
+    "buckets",
+    "upcasts_kbit",
+    "gradient_checkpointing",
+)
+
+
 def job_of(model: ModelSpec, recipe: Recipe) -> Job:
-    """The whole-model figures that a parallelism law shards."""
-    law = find_law("optimizer", OPTIMIZERS, recipe.optimizer)
-    groups, each = trainable_groups(model, recipe), trainable_bytes_each(recipe)
-    everything = trainable_groups(model, replace(recipe, adapter=Adapter(method="full")))
-    stream_bytes = 4 if recipe.upcasts_kbit else ITEM_BYTES[recipe.weights]
-    master = each
-    if recipe.parallelism.kind in FLOAT32_SHARDS:
-        each, master = ITEM_BYTES[recipe.compute], 4
-    if recipe.parallelism.kind.startswith("zero"):
-        stream_bytes = ITEM_BYTES[recipe.compute]
+    """The whole-model figures that a parallelism law shards; recipes that differ in their batches alone share one."""
+    return _job(model, *_JOB_FIELDS(recipe), recipe.gradient_accumulation > 1)
+
+
+@lru_cache(maxsize=4096)
+def _job(
+    model: ModelSpec,
+    adapter: Adapter,
+    quantization: str,
+    weights: str,
+    compute: str,
+    optimizer: str,
+    place: Parallelism,
+    buckets: Buckets,
+    upcasts: bool,
+    checkpointing: bool,
+    accumulates: bool,
+) -> Job:
+    law, stored = find_law("optimizer", OPTIMIZERS, optimizer), find_law("quantization", QUANTIZATIONS, quantization)
+    groups, everything = groups_of(model, adapter), adapter.trains_everything
+    loaded = ITEM_BYTES[weights] if everything else ADAPTER_BYTES
+    sharded = place.kind in FLOAT32_SHARDS
+    stream_bytes = 4 if upcasts else ITEM_BYTES[weights]
+    if place.kind.startswith("zero"):
+        stream_bytes = ITEM_BYTES[compute]
+    master = 4 if sharded else loaded
     block = max((block for block, _ in model.block_counts), key=lambda block: block.parameters)
-    quantization = find_law("quantization", QUANTIZATIONS, recipe.quantization)
-    trained = sum(group.parameters for group in groups)
     return Job(
-        devices=recipe.parallelism.devices,
-        weights_bytes=base_weight_bytes(model, recipe.quantization, stream_bytes, stream_bytes),
-        frozen_parameters=0 if recipe.adapter.trains_everything else model.parameters,
-        trainable_parameters=trained,
-        trainable_bytes_each=each,
+        devices=place.devices,
+        weights_bytes=base_weight_bytes(model, quantization, stream_bytes, stream_bytes),
+        frozen_parameters=0 if everything else model.parameters,
+        trainable_parameters=sum(group.parameters for group in groups),
+        trainable_bytes_each=ITEM_BYTES[compute] if sharded else loaded,
+        trainable_bytes_loaded=loaded,
         trainable_tensors=sum(group.count for group in groups),
-        adapter=not recipe.adapter.trains_everything,
+        adapter=not everything,
         state_bytes=law.state_bytes(groups, master),
         step_temporary_bytes=law.step_temporary_bytes(groups, master),
         largest_tensor=max((group.elements for group in groups), default=0),
         block_parameters=block.parameters,
-        block_bytes=sum(quantization.stored_bytes(layer, stream_bytes) for layer in block.linears if layer.quantizable),
+        block_bytes=sum(stored.stored_bytes(layer, stream_bytes) for layer in block.linears if layer.quantizable),
         embedding_parameters=model.embedding_parameters + model.head_parameters,
         layers=len(model.layers),
-        compute_bytes=ITEM_BYTES[recipe.compute],
-        accumulates=recipe.gradient_accumulation > 1,
-        offload=recipe.parallelism.offload,
-        offload_to=recipe.parallelism.offload_to,
-        buckets=recipe.buckets,
+        compute_bytes=ITEM_BYTES[compute],
+        accumulates=accumulates,
+        offload=place.offload,
+        offload_to=place.offload_to,
+        buckets=buckets,
         trained=groups,
-        frozen=() if recipe.adapter.trains_everything else everything,
+        frozen=() if everything else groups_of(model, FULL),
         head_parameters=model.vocabulary * (model.embedding_size or model.hidden_size),
         tied=model.tied,
-        recomputes=recipe.gradient_checkpointing,
+        recomputes=checkpointing,
     )
+
+
+@lru_cache(maxsize=16384)
+def _resident(kind: str, job: Job, phase: Phase) -> Resident:
+    return find_law("parallelism", PARALLELISMS, kind).resident(job, phase)
 
 
 def estimate_memory(model: ModelSpec, recipe: Recipe, device: Device) -> Memory:
@@ -111,14 +147,15 @@ def estimate_memory(model: ModelSpec, recipe: Recipe, device: Device) -> Memory:
     Raises:
         BadInput: the recipe names a technique or a target that does not exist.
     """
-    law = find_law("parallelism", PARALLELISMS, recipe.parallelism.kind)
-    job, walked = job_of(model, recipe), walk(model, recipe)
+    kind, job, walked = recipe.parallelism.kind, job_of(model, recipe), walk(model, recipe)
     workspace = cublas_workspace_bytes(device)
-    loaded = law.resident(job, "loaded")
+    loaded = _resident(kind, job, "loaded")
     moments = tuple(
-        _moment(name, law.resident(job, phase), workspace, alive, gradient_share)
+        _moment(name, _resident(kind, job, phase), workspace, alive, gradient_share)
         for name, phase, alive, gradient_share in _alive(model, recipe, walked, job)
     )
+    if loaded.preparation is not None:
+        moments = (_moment(SHARDING, loaded, loaded.preparation, _Alive(), 0.0), *moments)
     optimizer = find_law("optimizer", OPTIMIZERS, recipe.optimizer)
     managed = optimizer.managed_bytes(trainable_groups(model, recipe), job.trainable_bytes_each)
     return Memory(
@@ -154,7 +191,7 @@ def _alive(model: ModelSpec, recipe: Recipe, walked: Walk, job: Job) -> Iterator
     embedding_share = 0.0 if model.tied else embedding / trained
     head_share = head_gradient / trained
     block_share = (1.0 - head_share - embedding_share) / walked.layers
-    yield "end of the forward pass", "loss", _Alive(kept, head.forward_peak, casts), 1.0
+    yield FORWARD_END, "loss", _Alive(kept, head.forward_peak, casts), 1.0
     yield "start of the backward pass", "loss", _Alive(kept, head.backward_peak), 1.0
     working = max(last.backward_peak, last.forward_peak + walked.stream_bytes if checkpointing else 0)
     beside_last = kept if checkpointing else kept - last.kept
@@ -179,6 +216,6 @@ def _moment(name: str, resident: Resident, cublas: int, alive: _Alive, gradient_
             "activations": alive.activations,
             "logits": alive.logits,
             "workspace": cublas + resident.workspace + alive.workspace,
-            "communication": resident.communication,
+            "communication": resident.communication + (resident.forward_only if name == FORWARD_END else 0),
         },
     )

@@ -11,7 +11,7 @@ from estimators.model import ModelSpec
 from estimators.price import GpuShare, Interval, Price, Verdict, exactly
 from estimators.process import outside_bytes, slack_bytes
 from estimators.recipe import Recipe
-from estimators.strategies import PARALLELISMS, find_law
+from estimators.techniques import PARALLELISMS, find_law
 from estimators.strategies.parallelism.nccl import SPREAD, nccl_bytes
 from estimators.throughput import step_seconds
 from estimators.units import MIB
@@ -42,7 +42,8 @@ def price(
     if reasons:
         raise BadInput("; ".join(reasons))
     used = used_gpus(cluster, recipe.parallelism.devices)
-    sizes = {gpu.device.name: _Size(model, recipe, gpu.device, calibration) for gpu in used}
+    kinds = {gpu.device.name: gpu.device for gpu in used}
+    sizes = {name: _Size(model, recipe, device, calibration) for name, device in kinds.items()}
     shares = tuple(
         _share(gpu, sizes[gpu.device.name], budget_bytes(gpu, vram_budget_bytes, assume_idle), headroom_bytes)
         for gpu in used

@@ -11,7 +11,7 @@ class Adapter:
     """What is trained: the whole model ("full"), or low-rank matrices beside some of its layers."""
 
     method: str
-    """A name in strategies.ADAPTERS: "full", "lora", "dora"."""
+    """A name in techniques.ADAPTERS: "full", "lora", "dora"."""
     rank: int = 0
     alpha: int = 0
     dropout: float = 0.0
@@ -28,7 +28,7 @@ class Parallelism:
     """How a job spreads over GPUs and what it keeps off them."""
 
     kind: str = "none"
-    """A name in strategies.PARALLELISMS: "none", "ddp", "zero1", "zero2", "zero3", "fsdp2"."""
+    """A name in techniques.PARALLELISMS: "none", "ddp", "zero1", "zero2", "zero3", "fsdp2"."""
     devices: int = 1
     offload: tuple[str, ...] = ()
     """Any of "optimizer", "parameters"."""
@@ -59,7 +59,7 @@ class Recipe:
     adapter: Adapter
     trainer: Literal["transformers", "trl"] = "transformers"
     quantization: str = "none"
-    """A name in strategies.QUANTIZATIONS: "none", "nf4" (double), "nf4-single", "int8"."""
+    """A name in techniques.QUANTIZATIONS: "none", "nf4" (double), "nf4-single", "int8"."""
     weights: str = "bfloat16"
     compute: str = "bfloat16"
     """Other than float32 it means autocast, which DeepSpeed replaces by casting the model."""

@@ -5,8 +5,8 @@ from functools import lru_cache
 
 from estimators.errors import BadInput
 from estimators.model import Linear, ModelSpec
-from estimators.recipe import ALL_LINEAR, Recipe
-from estimators.strategies import ADAPTERS, QUANTIZATIONS
+from estimators.recipe import ALL_LINEAR, Adapter, Recipe
+from estimators.techniques import ADAPTERS, QUANTIZATIONS
 from estimators.strategies.adapter.lora import ADAPTER_BYTES
 from estimators.strategies.axes import ParameterGroup
 
@@ -59,9 +59,17 @@ def adapter_parameters(model: ModelSpec, method: str, rank: int, targets: tuple[
 
 def trainable_groups(model: ModelSpec, recipe: Recipe) -> tuple[ParameterGroup, ...]:
     """The tensors that the optimizer steps through, equal ones together."""
-    if recipe.adapter.trains_everything:
+    return groups_of(model, recipe.adapter)
+
+
+def groups_of(model: ModelSpec, adapter: Adapter) -> tuple[ParameterGroup, ...]:
+    """The tensors that an adapter adds, or all of the model's where everything is trained."""
+    if adapter.trains_everything:
         return _all_groups(model)
-    return _adapter_groups(model, recipe.adapter.method, recipe.adapter.rank, recipe.adapter.targets)
+    return _adapter_groups(model, adapter.method, adapter.rank, adapter.targets)
+
+
+FULL = Adapter(method="full")
 
 
 def trainable_bytes_each(recipe: Recipe) -> int:

@@ -6,7 +6,7 @@ from functools import cached_property, lru_cache
 from estimators.block import walk_block
 from estimators.model import Block, ModelSpec
 from estimators.recipe import Adapter, Recipe
-from estimators.strategies import ADAPTERS, ATTENTIONS, LOSSES, QUANTIZATIONS, TRL_LOSS, find_law
+from estimators.techniques import ADAPTERS, ATTENTIONS, LOSSES, QUANTIZATIONS, TRL_LOSS, find_law
 from estimators.strategies.axes import Setting
 from estimators.tape import Footprint, HostCall, Node, Tape, Value
 from estimators.trainable import ITEM_BYTES, target_names
@@ -59,17 +59,16 @@ def walk(model: ModelSpec, recipe: Recipe) -> Walk:
     Raises:
         BadInput: a target is the name of no layer of the model, or a technique is unknown.
     """
-    # DeepSpeed casts the whole model, upcast parts too, and needs no autocast; FSDP 2 hands each block 16-bit weights.
-    deepspeed = recipe.parallelism.kind.startswith("zero")
-    casts = deepspeed or recipe.parallelism.kind == "fsdp2"
+    # DeepSpeed casts the whole model, upcast parts too, and FSDP 2 hands each block 16-bit weights: no autocast in both.
+    casts = recipe.parallelism.kind.startswith(("zero", "fsdp"))
     return _walk(
         model,
         recipe.adapter,
         recipe.quantization,
         recipe.compute if casts else recipe.weights,
         recipe.compute,
-        recipe.compute != "float32" and not deepspeed,
-        recipe.upcasts_kbit and not deepspeed,
+        recipe.compute != "float32" and not casts,
+        recipe.upcasts_kbit and not casts,
         recipe.attention,
         "trl" if recipe.trainer == "trl" and recipe.loss == "plain" else recipe.loss,
         recipe.micro_batch,

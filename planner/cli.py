@@ -1,6 +1,7 @@
 """The command line: `plan` with its options, and the verbs beside it, each loaded only when it is called."""
 
 import difflib
+import gc
 from importlib import import_module
 from typing import Any
 
@@ -50,6 +51,7 @@ class Verbs(click.Group):
         if command is None:
             raise BadInput(f"unknown command {name[:60]!a}; {_guess(name)}")
         _refuse_options_before(ctx, name)
+        gc.enable()  # main() stops it for planning alone: a verb may take long
         return name, command, args[1:]
 
 

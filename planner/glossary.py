@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from estimators import strategies
+from estimators import techniques
 from estimators.errors import UnknownName
 from estimators.strategies.axes import Needs
 from planner.rules import Rules, Rung
@@ -46,7 +46,7 @@ AXES = {
     "attention": ("ATTENTIONS", "--attention"),
     "losses": ("LOSSES", "--loss"),
 }
-"""The axes of estimators/strategies: the registry, and what the axis decides."""
+"""The axes of estimators/techniques.py: the registry, and what the axis decides."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,7 +72,7 @@ class Topic:
 def topics(rules: Rules) -> tuple[Topic, ...]:
     """Everything, by topic."""
     axes = [
-        Topic(name=name, about=about, entries=tuple(map(_law_entry, getattr(strategies, registry).values())))
+        Topic(name=name, about=about, entries=tuple(map(_law_entry, getattr(techniques, registry).values())))
         for name, (registry, about) in AXES.items()
     ]
     ladder = tuple(_rung_entry(rung, f"rung {place}") for place, rung in enumerate(rules.ladder, 1))

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import profiles
 from estimators.errors import BadInput, UnknownName
 from estimators.hardware import Device
-from estimators.strategies import ADAPTERS, OPTIMIZERS, QUANTIZATIONS
+from estimators.techniques import ADAPTERS, OPTIMIZERS, QUANTIZATIONS
 from estimators.units import GIB
 
 LARGEST_FILE_BYTES = 1_000_000

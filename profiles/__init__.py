@@ -1,12 +1,13 @@
 """Facts, as files: devices, models, rules, measurements. This module only finds and reads them."""
 
-from importlib.resources import files
-from importlib.resources.abc import Traversable
+from pathlib import Path
+
+ROOT = Path(__file__).parent
 
 
-def folder(kind: str) -> Traversable:
+def folder(kind: str) -> Path:
     """The folder of one kind of facts: "devices", "models", "rules" or "measurements"."""
-    return files(__name__).joinpath(kind)
+    return ROOT / kind
 
 
 def names(kind: str, suffix: str) -> list[str]:
@@ -20,4 +21,4 @@ def read(kind: str, file_name: str) -> str:
     Raises:
         FileNotFoundError: there is no such file.
     """
-    return folder(kind).joinpath(file_name).read_text(encoding="utf-8")
+    return (ROOT / kind / file_name).read_text(encoding="utf-8")

@@ -156,7 +156,7 @@ Phase = Literal["loaded", "loss", "backward", "step"]
 """Where a training step is: before it, at its loss (no gradients yet), deep in its backward pass, at the optimizer."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Job:
     """What a parallelism law needs to know: whole-model figures, for one rank as if it held everything."""
 
@@ -166,7 +166,7 @@ class Job:
     frozen_parameters: int
     trainable_parameters: int
     trainable_bytes_each: int
-    """Item size of the trainable weights as they are loaded."""
+    """Item size of the trainable weights in the passes."""
     trainable_tensors: int
     adapter: bool
     """True where the trainable weights are adapters beside a frozen base."""
@@ -194,6 +194,8 @@ class Job:
     head_parameters: int = 0
     """Elements of the output head's matrix, also where it is the embedding."""
     tied: bool = False
+    trainable_bytes_loaded: int = 4
+    """Item size of the trainable weights as they are loaded."""
     recomputes: bool = False
     """Activation checkpointing: each block runs forward again before its backward pass."""
 
@@ -211,6 +213,10 @@ class Resident:
     optimizer: int = 0
     workspace: int = 0
     communication: int = 0
+    forward_only: int = 0
+    """Gathered weights that are freed when the forward pass returns."""
+    preparation: int | None = None
+    """Beside the loaded model while it is being sharded on the GPU; None where it is not."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

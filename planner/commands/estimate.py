@@ -1,8 +1,9 @@
 """`plan estimate FILE…`: prices recipe documents on given GPUs, one answer a recipe, in order."""
 
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import click
 from estimators.document import from_document, parse_recipes
 from estimators.errors import BadInput, PlanError
 from estimators.hardware import Cluster
+from estimators.model import ModelSpec
 from estimators.models import load_model
 from estimators.price import Price
 from estimators.pricing import price
@@ -37,7 +39,8 @@ class Priced:
 def _run(files: Sequence[str], as_json: bool, verbose: bool, **values: Any) -> int:
     documents = [entry for name in files for entry in read_documents(name)]
     cluster = any_cluster(values)
-    answers = (_answer(where, document, cluster, values) for where, document in documents)
+    load = cache(load_model)  # a model given as a path is read once, and one object is what the estimators remember
+    answers = (_answer(where, document, cluster, load, values) for where, document in documents)
     return _write_json(answers) if as_json else _show(list(answers))
 
 
@@ -82,13 +85,15 @@ def _lines(text: str, source: str) -> Iterator[tuple[str, object]]:
                 yield where, BadInput(str(error).removeprefix(f"{where}:1: "))
 
 
-def _answer(where: str, document: object, cluster: Cluster, values: Mapping[str, Any]) -> Priced:
+def _answer(
+    where: str, document: object, cluster: Cluster, load: Callable[[str], ModelSpec], values: Mapping[str, Any]
+) -> Priced:
     try:
         if isinstance(document, BadInput):
             raise document
         recipe = from_document(document)
         limits = {name: values[name] for name in ("vram_budget_bytes", "headroom_bytes", "assume_idle")}
-        return Priced(where=where, recipe=recipe, price=price(load_model(recipe.model), recipe, cluster, **limits))
+        return Priced(where=where, recipe=recipe, price=price(load(recipe.model), recipe, cluster, **limits))
     except PlanError as error:
         return Priced(where=where, error=str(error))
     except Exception as error:  # one recipe's trouble must not cost the others their answer

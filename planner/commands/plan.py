@@ -26,12 +26,12 @@ OBJECTIVES = ("quality", "throughput", "memory", "cost")
 
 
 def _laws(axis: str) -> options.Names:
-    """The names of an axis of estimators/strategies, which are loaded only when asked for."""
+    """The names of an axis of estimators/techniques.py, which are loaded only when asked for."""
 
     def names() -> list[str]:
-        from estimators import strategies
+        from estimators import techniques
 
-        return list(getattr(strategies, axis))
+        return list(getattr(techniques, axis))
 
     return names
 

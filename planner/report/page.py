@@ -9,7 +9,7 @@ Span = tuple[str, str]
 Line = tuple[Span, ...]
 BLANK: Line = ()
 INDENT = 2
-_BEFORE_UNIT = r"(?<=\d) (?=%|[KMGT]?i?B\b|ms\b|s\b|min\b|h\b|days\b|×)|(?<=[±×]) (?=\d)"
+_BEFORE_UNIT = r"(?<=\d) (?=%|[KMGT]?i?B\b|ms\b|s\b|min\b|h\b|days\b|×)|(?<=[±×]) (?=\w)|(?<=%) (?=[+])"
 _GLUE = "\0"
 """A figure and its unit stay on one line."""
 NARROWEST_FLOW = 18

@@ -117,7 +117,7 @@ def _origin(plan: Plan, share: GpuShare) -> str:
     idle = plan.cluster.hypothetical or plan.goal.assume_idle
     gpus = [gpu for gpu in plan.cluster.gpus if (gpu.device.name, gpu.index) == (share.name, share.index)]
     total = f" of {format_bytes(gpus[0].total_bytes)}" if gpus else ""
-    return f"usable{total} on an idle card" if idle else f"free now{total}"
+    return f"usable{total} when idle" if idle else f"free now{total}"
 
 
 def _left_over(share: GpuShare, column: int, width: int) -> Line:

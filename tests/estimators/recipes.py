@@ -3,7 +3,7 @@
 from hypothesis import strategies as st
 
 from estimators.recipe import ALL_LINEAR, Adapter, Parallelism, Recipe
-from estimators.strategies import ADAPTERS, ATTENTIONS, LOSSES, OPTIMIZERS, PARALLELISMS, QUANTIZATIONS
+from estimators.techniques import ADAPTERS, ATTENTIONS, LOSSES, OPTIMIZERS, PARALLELISMS, QUANTIZATIONS
 
 MODELS = ("llama-3.2-1b", "qwen2.5-0.5b", "gpt2", "pythia-410m", "gemma-2-2b", "phi-2", "olmoe-1b-7b", "opt-350m")
 DATA_TYPES = ("float32", "bfloat16", "float16")

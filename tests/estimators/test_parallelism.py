@@ -16,7 +16,7 @@ from estimators.document import from_document
 from estimators.memory import estimate_memory, job_of
 from estimators.models import load_model
 from estimators.recipe import Adapter, Parallelism, Recipe
-from estimators.strategies import PARALLELISMS
+from estimators.techniques import PARALLELISMS
 from estimators.strategies.axes import Exchange, Job, ParameterGroup, Resident
 from estimators.strategies.parallelism import shards
 from estimators.strategies.parallelism.nccl import nccl_bytes

@@ -152,7 +152,11 @@ def test_a_card_without_bfloat16_computes_in_float16() -> None:
 
 
 def test_the_global_batch_is_what_was_asked_for_whatever_the_mechanics() -> None:
-    goal, model, cluster = Goal(model="llama-3.2-1b", global_batch=24), load_model("llama-3.2-1b"), machine(["h100"] * 4)
+    goal, model, cluster = (
+        Goal(model="llama-3.2-1b", global_batch=24),
+        load_model("llama-3.2-1b"),
+        machine(["h100"] * 4),
+    )
     candidates, _ = price_all(goal, model, cluster, load_rules())
     assert len({one.recipe.micro_batch for one in candidates}) > 2
     assert {one.recipe.global_batch for one in candidates} == {24}

@@ -6,6 +6,7 @@ modeling_gemma2's soft cap (division, tanh, product).
 
 from dataclasses import dataclass
 
+from estimators.layers import drop
 from estimators.model import Attention
 from estimators.strategies.attention.common import repeat_heads
 from estimators.strategies.axes import Needs, Setting
@@ -21,6 +22,7 @@ class EagerAttention:
         if setting.autocast:
             query, key, value = (tape.cast(item, setting.compute_bytes) for item in (query, key, value))
         key, value = repeat_heads(tape, key, shape), repeat_heads(tape, value, shape)
+        query, key, value = (_own(tape, item) for item in (query, key, value))
         scores = _product(tape, setting, shape, query, key, setting.sequence_length * shape.heads, shape.head_size)
         scores = tape.elementwise(scores)
         if shape.softcap:
@@ -31,9 +33,16 @@ class EagerAttention:
         wide = tape.cast(masked, 4)
         weights = tape.elementwise(wide)
         tape.nodes[-1].saved = (weights,) if weights.grad else ()
-        narrow = tape.cast(weights, query.itemsize)
+        narrow = drop(tape, tape.cast(weights, query.itemsize), shape.dropout)
         made = _product(tape, setting, shape, narrow, value, shape.heads * shape.value_size, setting.sequence_length)
         return tape.elementwise(made)
+
+
+def _own(tape: Tape, source: Value) -> Value:
+    """Batched products copy what is only a view, and save the copy."""
+    if source.storage is source:
+        return source
+    return tape.add(Node("elementwise", (source,), Value(source.elements, source.itemsize, source.grad)))
 
 
 def _product(

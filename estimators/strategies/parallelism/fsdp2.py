@@ -8,6 +8,11 @@ Sources: torch 2.13 distributed/fsdp/_fully_shard/ and accelerate 1.15 utils/fsd
 - `foreach_all_gather` fills a flat buffer and copies it out; in the forward pass it outlives the copy by one unit, in
   the backward pass the next unit's is gathered while a block runs. `foreach_reduce` copies a unit's gradients into a
   flat buffer that lives until the next unit's, and casts the reduced part to float32.
+- `_post_forward` of the root frees the last flat buffer when the model returns its loss, so the backward pass of the
+  loss runs beside the gathered head alone.
+- accelerate's `_prepare_fsdp2` never wraps the model's forward in autocast: the policy's 16-bit weights decide the types.
+- `fsdp2_prepare_model` holds the whole model by its `state_dict` until every unit is cut. Where the model was built on
+  the GPU, whole and shards lie there together; built on the CPU (`from_pretrained` without a device map), they do not.
 - While gradients accumulate the Trainer runs under `no_sync`: they stay whole, in 16 bits, until the last micro-batch.
 - CPUOffloadPolicy keeps weights, gradients and states in host memory; pinned blocks are powers of two.
 """
@@ -35,7 +40,13 @@ class Fsdp2:
         if on_host:
             base = adapter = 0
         if phase == "loaded":
-            return Resident(weights=base, adapter=adapter)
+            whole = job.trainable_parameters * (MASTER_BYTES if job.adapter else job.trainable_bytes_loaded)
+            upcast = job.trainable_parameters * MASTER_BYTES - whole
+            return Resident(
+                weights=job.weights_bytes,
+                adapter=whole if job.adapter else 0,
+                preparation=upcast + base + adapter,
+            )
         earlier = job.trainable_parameters * job.compute_bytes if job.accumulates and phase != "step" else 0
         made = 0 if on_host or phase == "loss" else part * MASTER_BYTES
         return Resident(
@@ -46,6 +57,7 @@ class Fsdp2:
             optimizer=0 if on_host else part * states_each(job),
             workspace=job.step_temporary_bytes // job.devices if phase == "step" and not on_host else 0,
             communication=_communication(job, phase) if job.devices > 1 or on_host else 0,
+            forward_only=_last_flat_buffer(job) if phase == "loss" and job.devices > 1 else 0,
         )
 
     def host_bytes(self, job: Job) -> int:
@@ -93,10 +105,14 @@ def _frozen_bytes(job: Job) -> int:
 def _communication(job: Job, phase: Phase) -> int:
     block, reduced = job.block_parameters, trained_in_block(job)
     if phase == "loss":
-        # Head and, beside it, its own flat buffer or already the last block's.
-        return (job.head_parameters + max(block, 0 if job.tied else job.head_parameters)) * job.compute_bytes
+        return job.head_parameters * job.compute_bytes
     if phase != "backward":
         return 0
     gradients = reduced + (0 if job.accumulates else reduced)
     tied = job.head_parameters * (1 if job.adapter else 2) if job.tied else 0
     return (2 * block + gradients + tied) * job.compute_bytes
+
+
+def _last_flat_buffer(job: Job) -> int:
+    """The head's own, or the last block's where a tied head was gathered at the start."""
+    return (job.block_parameters if job.tied else job.head_parameters) * job.compute_bytes

@@ -9,6 +9,9 @@ Sources: arXiv 1910.02054 section 5.3; DeepSpeed 0.19.8, with `bf16` on and its 
 - runtime/zero/partitioned_param_coordinator.py: a module's weights are kept if they are used again within the reuse
   distance, counted in parameters along the recorded order of modules. So at the end of the forward pass the last blocks
   stay, and with checkpointing a block is gathered once for its second forward pass and its backward pass together.
+- The same, `_fetch_sub_module_impl`: every module that is called fetches a prefetch bucket more, those without weights
+  too (containers, activations, adapters' wrappers), so gathering runs ahead until `stage3_max_live_parameters` are
+  there, and past it by the rest of the tensor that crosses the limit.
 """
 
 from dataclasses import dataclass
@@ -108,12 +111,15 @@ def kept_over_the_turn(job: Job) -> int:
 
 
 def live_elements(job: Job, phase: Phase) -> int:
-    """Elements gathered at a phase, prefetched ones twice."""
-    kept, prefetched = kept_over_the_turn(job), min(job.buckets.prefetch_elements, job.buckets.live_elements)
-    whole = sum(group.parameters for group in (*job.trained, *job.frozen))
-    if phase == "loss":
-        return min(whole, kept + prefetched)
-    return min(whole, max(kept - job.head_parameters, job.block_parameters) + 2 * prefetched)
+    """Elements gathered at a phase: as many as may be live, and in the backward pass one bucket's copies beside it."""
+    groups = (*job.trained, *job.frozen)
+    whole, prefetched = sum(group.parameters for group in groups), job.buckets.prefetch_elements
+    if not prefetched:
+        kept = kept_over_the_turn(job)
+        return kept if phase == "loss" else min(whole, max(kept - job.head_parameters, job.block_parameters))
+    crossing = max((group.elements for group in groups if group.count >= job.layers), default=0) // 2
+    live = min(whole, max(job.buckets.live_elements + crossing, job.head_parameters))
+    return live if phase == "loss" else min(whole, live + prefetched)
 
 
 def _communication(job: Job, phase: Phase) -> int:
