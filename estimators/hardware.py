@@ -119,6 +119,8 @@ class Cluster:
     """Between GPUs of a node; None: through the host."""
     node_link: Link | None = None
     hypothetical: bool = False
+    described_link: Link | None = None
+    """The link that the user gave, wherever it was put."""
 
     @property
     def size(self) -> int:

@@ -5,9 +5,9 @@ from collections.abc import Iterator
 from estimators.hardware import Cluster
 from estimators.model import ModelSpec
 from estimators.recipe import Recipe
-from estimators.techniques import ADAPTERS, ATTENTIONS, LOSSES, OPTIMIZERS, PARALLELISMS, QUANTIZATIONS, find_law
 from estimators.strategies.axes import Needs
 from estimators.strategies.parallelism.offload import refusal
+from estimators.techniques import ADAPTERS, ATTENTIONS, LOSSES, OPTIMIZERS, PARALLELISMS, QUANTIZATIONS, find_law
 
 BFLOAT16 = (8, 0)
 

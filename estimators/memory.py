@@ -31,6 +31,7 @@ class Moment:
 
     name: str
     terms: dict[str, int]
+    phase: Phase = "loss"
 
     @cached_property
     def total_bytes(self) -> int:
@@ -151,11 +152,11 @@ def estimate_memory(model: ModelSpec, recipe: Recipe, device: Device) -> Memory:
     workspace = cublas_workspace_bytes(device)
     loaded = _resident(kind, job, "loaded")
     moments = tuple(
-        _moment(name, _resident(kind, job, phase), workspace, alive, gradient_share)
+        _moment(name, phase, _resident(kind, job, phase), workspace, alive, gradient_share)
         for name, phase, alive, gradient_share in _alive(model, recipe, walked, job)
     )
     if loaded.preparation is not None:
-        moments = (_moment(SHARDING, loaded, loaded.preparation, _Alive(), 0.0), *moments)
+        moments = (_moment(SHARDING, "loaded", loaded, loaded.preparation, _Alive(), 0.0), *moments)
     optimizer = find_law("optimizer", OPTIMIZERS, recipe.optimizer)
     managed = optimizer.managed_bytes(trainable_groups(model, recipe), job.trainable_bytes_each)
     return Memory(
@@ -205,9 +206,10 @@ def _alive(model: ModelSpec, recipe: Recipe, walked: Walk, job: Job) -> Iterator
     yield "optimizer step", "step", _Alive(), 1.0
 
 
-def _moment(name: str, resident: Resident, cublas: int, alive: _Alive, gradient_share: float) -> Moment:
+def _moment(name: str, phase: Phase, resident: Resident, cublas: int, alive: _Alive, gradient_share: float) -> Moment:
     return Moment(
         name=name,
+        phase=phase,
         terms={
             "weights": resident.weights,
             "adapter": resident.adapter,

@@ -11,8 +11,8 @@ from estimators.model import ModelSpec
 from estimators.price import GpuShare, Interval, Price, Verdict, exactly
 from estimators.process import outside_bytes, slack_bytes
 from estimators.recipe import Recipe
-from estimators.techniques import PARALLELISMS, find_law
 from estimators.strategies.parallelism.nccl import SPREAD, nccl_bytes
+from estimators.techniques import PARALLELISMS, find_law
 from estimators.throughput import step_seconds
 from estimators.units import MIB
 
@@ -109,7 +109,8 @@ class _Size:
         self.memory: Memory = estimate_memory(model, recipe, device)
         self.slack = slack_bytes(model, recipe, self.memory)
         self.context = outside_bytes(device, recipe)
-        self.communication = nccl_bytes(recipe.parallelism.kind, recipe.parallelism.devices)
+        place = recipe.parallelism
+        self.communication = nccl_bytes(place.kind, place.devices, bool(place.offload))
         allocated, reserved = self.memory.allocated_bytes, self.memory.allocated_bytes + self.slack
         self.allocated = Interval(
             value=allocated, low=allocated * bars.allocated[0], high=allocated * bars.allocated[1]

@@ -4,12 +4,15 @@ Evidence: 65 runs on an H200 in profiles/measurements. Beyond the context, cuBLA
 there in every run, flash attention 16 MiB more, bitsandbytes' 8-bit kernels 64 MiB more, to the MiB.
 """
 
+from functools import lru_cache
+
 from estimators.hardware import Device
-from estimators.memory import Memory
+from estimators.memory import SHARDING, Memory, job_of
 from estimators.model import ModelSpec
 from estimators.recipe import Recipe
+from estimators.strategies.parallelism.streams import reserved_extra_bytes, step_pieces
 from estimators.units import MIB
-from estimators.walk import walk
+from estimators.walk import Walk, walk
 
 CONTEXT_BYTES_PER_THREAD = 2388
 """Local memory that the driver reserves for each thread that can be resident: 645,464,064 B on an H200 (132 × 2048),
@@ -50,4 +53,38 @@ def slack_bytes(model: ModelSpec, recipe: Recipe, memory: Memory) -> int:
     loss = walked.head.footprint.backward_peak
     slack = SLACK_OF_BLOCK * block + SLACK_OF_LOSS * loss + SLACK_OF_EMBEDDING * embedding
     # Expandable segments grow in place, and leave little that cannot be reused.
-    return round(slack * (0.2 if recipe.expandable_segments else 1.0))
+    alone = round(slack * (0.2 if recipe.expandable_segments else 1.0))
+    if recipe.parallelism.kind in ("none", "ddp"):
+        return alone
+    return max(_sharded_reserved(model, recipe, memory, walked, alone) - memory.allocated_bytes, 0)
+
+
+def _sharded_reserved(model: ModelSpec, recipe: Recipe, memory: Memory, walked: Walk, alone: int) -> int:
+    """Reserved bytes where weights or states are sharded: the largest of what loading and the passes lead to."""
+    kind, job = recipe.parallelism.kind, job_of(model, recipe)
+    side, largest = reserved_extra_bytes(kind, job), _largest_piece(walked)
+    pieces = 0 if recipe.expandable_segments else sum(size for size in step_pieces(kind, job) if size > largest)
+    totals = []
+    for moment in memory.moments:
+        total = moment.total_bytes
+        if moment.name == SHARDING:
+            # The whole model's blocks are free afterwards, but none is larger than its largest tensor.
+            unusable = largest > max(group.elements for group in (*job.trained, *job.frozen)) * job.compute_bytes
+            totals.append(total + side + (walked.head.footprint.backward_peak if unusable else 0))
+        elif moment.phase == "loss":
+            totals.append(total + alone + pieces + side)
+        elif moment.phase == "backward":  # The side streams' memory is in use, and counted.
+            totals.append(total + alone + pieces)
+        else:
+            totals.append(total + alone)
+    return max(totals)
+
+
+@lru_cache(maxsize=4096)
+def _largest_piece(walked: Walk) -> int:
+    """The largest tensor that a pass allocates and frees."""
+    return max(
+        max(node.output.size_bytes, node.temporary)
+        for stretch in (*walked.blocks, walked.head)
+        for node in stretch.nodes
+    )

@@ -13,8 +13,8 @@ from estimators.hardware import Cluster, Device
 from estimators.memory import job_of
 from estimators.model import ModelSpec
 from estimators.recipe import Recipe
-from estimators.techniques import OPTIMIZERS, PARALLELISMS, find_law
 from estimators.tape import Node
+from estimators.techniques import OPTIMIZERS, PARALLELISMS, find_law
 from estimators.trainable import trainable_bytes_each, trainable_groups
 from estimators.walk import Stretch, walk
 

@@ -6,9 +6,9 @@ from functools import lru_cache
 from estimators.errors import BadInput
 from estimators.model import Linear, ModelSpec
 from estimators.recipe import ALL_LINEAR, Adapter, Recipe
-from estimators.techniques import ADAPTERS, QUANTIZATIONS
 from estimators.strategies.adapter.lora import ADAPTER_BYTES
 from estimators.strategies.axes import ParameterGroup
+from estimators.techniques import ADAPTERS, QUANTIZATIONS
 
 ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 

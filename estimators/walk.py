@@ -6,9 +6,9 @@ from functools import cached_property, lru_cache
 from estimators.block import walk_block
 from estimators.model import Block, ModelSpec
 from estimators.recipe import Adapter, Recipe
-from estimators.techniques import ADAPTERS, ATTENTIONS, LOSSES, QUANTIZATIONS, TRL_LOSS, find_law
 from estimators.strategies.axes import Setting
 from estimators.tape import Footprint, HostCall, Node, Tape, Value
+from estimators.techniques import ADAPTERS, ATTENTIONS, LOSSES, QUANTIZATIONS, TRL_LOSS, find_law
 from estimators.trainable import ITEM_BYTES, target_names
 
 
@@ -59,7 +59,7 @@ def walk(model: ModelSpec, recipe: Recipe) -> Walk:
     Raises:
         BadInput: a target is the name of no layer of the model, or a technique is unknown.
     """
-    # DeepSpeed casts the whole model, upcast parts too, and FSDP 2 hands each block 16-bit weights: no autocast in both.
+    # DeepSpeed casts the whole model, upcast parts too, FSDP 2 hands each block 16-bit weights: no autocast in either.
     casts = recipe.parallelism.kind.startswith(("zero", "fsdp"))
     return _walk(
         model,

@@ -49,4 +49,5 @@ def _linked(gpus: tuple[Gpu, ...], nodes: int, host: Host, link: Link | None, *,
         peer_link=link if link and nodes == 1 else peer,
         node_link=(link or NODE_LINK) if nodes > 1 else None,
         hypothetical=hypothetical,
+        described_link=link,
     )

@@ -104,8 +104,10 @@ def load_rules(path: str | None = None) -> Rules:
     where = path or "profiles/rules/default.toml"
     try:
         table = tomllib.loads(_text(path))
-    except (OSError, UnicodeDecodeError) as error:
-        raise BadInput(f"cannot read the rules in {where}: {error}") from None
+    except OSError as error:
+        raise BadInput(f"cannot read the rules in {where}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise BadInput(f"{where}: not UTF-8 text") from None
     except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise BadInput(f"{where}: not TOML: {error}") from None
     unknown = table.keys() - {"defaults", "ladder", "named", "vram_rules"}

@@ -2,15 +2,42 @@
 
 import shlex
 from collections.abc import Iterator, Sequence
+from dataclasses import fields
 
 from estimators.calibration import DEFAULT
 from estimators.hardware import Cluster
 from estimators.model import ModelSpec
-from estimators.recipe import ALL_LINEAR, Recipe
 from estimators.units import format_bytes
 from planner.goal import Goal
 from planner.plan import Candidate
 from planner.rules import Rules
+
+OPTIONS = {
+    "methods": "--method",
+    "rank": "--rank",
+    "alpha": "--alpha",
+    "targets": "--targets",
+    "dropout": "--dropout",
+    "sequence_length": "--seq-len",
+    "global_batch": "--global-batch",
+    "micro_batch": "--micro-batch",
+    "optimizer": "--optimizer",
+    "precision": "--precision",
+    "attention": "--attention",
+    "loss": "--loss",
+    "gradient_checkpointing": "--checkpointing",
+    "trainer": "--trainer",
+    "padded": "--padded",
+    "objective": "--objective",
+    "offload": "--offload",
+    "vram_budget_bytes": "--vram-budget",
+    "headroom_bytes": "--headroom",
+    "assume_idle": "--assume-idle",
+    "tokens": "--tokens",
+    "samples": "--samples",
+}
+DEFAULT_GOAL_VALUES = {field.name: field.default for field in fields(Goal)}
+DEFAULT_LENGTH = 2048
 
 METHOD_WORDS = {"full": "full fine-tuning", "lora": "LoRA", "qlora": "QLoRA", "dora": "DoRA"}
 OPTIMIZER_WORDS = {"adamw_8bit": "8-bit AdamW", "adamw_torch_fused": "AdamW", "adamw_torch": "AdamW"}
@@ -129,29 +156,42 @@ def _assumed(goal: Goal, cluster: Cluster | None, rules: Rules, chosen: Candidat
 
 
 def next_command_of(goal: Goal, cluster: Cluster, chosen: Candidate | None) -> str:
-    """A command to copy: keep the recipe as a document, or look at what else could be done."""
-    gpus = _gpus_option(cluster)
-    words = ["plan", "--model", goal.model, "--gpus", gpus]
+    """A command to copy: keep this plan with its recipe as a document, or ask again with half the sequence."""
+    words = ["plan", "--model", goal.model, *_machine_options(cluster), *_goal_options(goal)]
     if chosen is None:
-        return shlex.join([*words, "--seq-len", str(max(1, (goal.sequence_length or 2048) // 2))])
-    return shlex.join([*words, *_recipe_options(goal, chosen.recipe, chosen.method), "--json"]) + " > plan.json"
+        length = goal.sequence_length or DEFAULT_LENGTH
+        return shlex.join([*words, "--seq-len", str(max(1, length // 2))])
+    return shlex.join([*words, "--json"]) + " > plan.json"
 
 
-def _gpus_option(cluster: Cluster) -> str:
+def _machine_options(cluster: Cluster) -> Iterator[str]:
     if not cluster.hypothetical:
-        return "auto"
+        yield from ("--gpus", "auto")
+        return
     kinds: dict[str, int] = {}
     for gpu in cluster.gpus:
         kinds[gpu.device.name] = kinds.get(gpu.device.name, 0) + 1
-    return ",".join(f"{count}x{name}" for name, count in kinds.items())
+    yield from ("--gpus", ",".join(f"{count}x{name}" for name, count in kinds.items()))
+    if cluster.nodes > 1:
+        yield from ("--nodes", str(cluster.nodes))
+    for option, size_bytes in (("--host-memory", cluster.host.memory_bytes), ("--host-disk", cluster.host.disk_bytes)):
+        if size_bytes is not None:
+            yield from (option, f"{size_bytes}B")
+    if cluster.described_link is not None:
+        yield from ("--link", f"{cluster.described_link.bytes_per_second / 1e9:g}GB/s")
 
 
-def _recipe_options(goal: Goal, recipe: Recipe, method: str) -> Iterator[str]:
-    yield from ("--method", method.split(" + ")[0], "--micro-batch", str(recipe.micro_batch))
-    yield from ("--seq-len", str(recipe.sequence_length), "--global-batch", str(recipe.global_batch))
-    if not recipe.adapter.trains_everything:
-        yield from ("--rank", str(recipe.adapter.rank))
-        targets = recipe.adapter.targets
-        yield from ("--targets", targets if targets == ALL_LINEAR or isinstance(targets, str) else ",".join(targets))
-    if goal.trainer != "transformers":
-        yield from ("--trainer", goal.trainer)
+def _goal_options(goal: Goal) -> Iterator[str]:
+    """The options that make a goal what it is, those at their default left out."""
+    for field, option in OPTIONS.items():
+        value = getattr(goal, field)
+        if value == DEFAULT_GOAL_VALUES[field]:
+            continue
+        if value is True or value is False:
+            yield option if value else option.replace("--", "--no-", 1)
+        elif isinstance(value, tuple):
+            yield from (option, ",".join(value))
+        elif field.endswith("_bytes"):
+            yield from (option, f"{value}B")
+        else:
+            yield from (option, str(value))

@@ -16,13 +16,13 @@ from estimators.document import from_document
 from estimators.memory import estimate_memory, job_of
 from estimators.models import load_model
 from estimators.recipe import Adapter, Parallelism, Recipe
-from estimators.techniques import PARALLELISMS
 from estimators.strategies.axes import Exchange, Job, ParameterGroup, Resident
 from estimators.strategies.parallelism import shards
 from estimators.strategies.parallelism.nccl import nccl_bytes
 from estimators.strategies.parallelism.offload import pinned_bytes, refusal
 from estimators.strategies.parallelism.streams import reserved_extra_bytes
 from estimators.strategies.parallelism.zero3 import sub_group
+from estimators.techniques import PARALLELISMS
 
 SHARDED = ("zero1", "zero2", "zero3", "fsdp2")
 STAGES = ("ddp", "zero1", "zero2", "zero3")

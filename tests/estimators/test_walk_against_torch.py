@@ -1,13 +1,10 @@
 """The walk against torch itself: for every family, the bytes that autograd really saves in a forward pass.
 
-The real transformers model is built on the meta device and run once, in float32 and without autocast (which torch does not
-have for meta tensors); every storage that a saved-tensor hook sees, parameters apart, is counted once.
+The real transformers model is built on the meta device and run once, in float32 and without autocast (torch has none
+for meta tensors); every storage that a saved-tensor hook sees, parameters apart, is counted once.
 """
 
 import pytest
-
-torch = pytest.importorskip("torch", reason="torch is not installed")
-transformers = pytest.importorskip("transformers", reason="transformers is not installed")
 
 from estimators.allocation import held_bytes
 from estimators.models import build, load_config
@@ -15,9 +12,12 @@ from estimators.recipe import Adapter, Recipe
 from estimators.walk import walk
 from tests.estimators.tiny import shallow, without_dropout
 
+torch = pytest.importorskip("torch", reason="torch is not installed")
+transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+
 PROFILES = (
-    "llama-3.2-1b", "llama-7b", "mistral-7b", "qwen2.5-0.5b", "qwen3-0.6b", "gemma-2b", "gemma-2-2b", "gemma-3-1b", "gpt2",
-    "opt-1.3b", "pythia-1.4b", "phi-2", "phi-3-mini", "starcoder2-3b", "stablelm-2-1.6b", "olmo-1b", "olmo-2-1b",
+    "llama-3.2-1b", "llama-7b", "mistral-7b", "qwen2.5-0.5b", "qwen3-0.6b", "gemma-2b", "gemma-2-2b", "gemma-3-1b",
+    "gpt2", "opt-1.3b", "pythia-1.4b", "phi-2", "phi-3-mini", "starcoder2-3b", "stablelm-2-1.6b", "olmo-1b", "olmo-2-1b",
     "granite-3.3-2b", "smollm3-3b", "falcon-7b",
 )  # fmt: skip
 LENGTH, BATCH = 256, 2

@@ -1,4 +1,4 @@
-"""What the planner promises: the best rung that fits, the fastest recipe on it, offload last, and reasons in numbers."""
+"""What the planner promises: the best rung that fits, its fastest recipe, offload last, and reasons in numbers."""
 
 from collections.abc import Sequence
 

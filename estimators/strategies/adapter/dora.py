@@ -14,6 +14,8 @@ from estimators.tape import Node, Tape, Value
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Dora:
+    """Low-rank matrices and a magnitude a column."""
+
     name: str = "dora"
     needs: Needs = Needs()
 

@@ -9,6 +9,8 @@ from estimators.tape import Tape, Value
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Full:
+    """Everything is trained."""
+
     name: str = "full"
     needs: Needs = Needs(quantizations=("none",))
 

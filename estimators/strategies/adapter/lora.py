@@ -16,6 +16,8 @@ ADAPTER_BYTES = 4
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lora:
+    """Low-rank matrices beside frozen layers."""
+
     name: str = "lora"
     needs: Needs = Needs()
 

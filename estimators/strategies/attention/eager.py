@@ -15,6 +15,8 @@ from estimators.tape import Node, Tape, Value
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EagerAttention:
+    """Products, softmax and all."""
+
     name: str = "eager"
     needs: Needs = Needs()
 

@@ -16,6 +16,8 @@ from estimators.tape import Node, Tape, Value
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FusedAttention:
+    """A fused kernel."""
+
     name: str
     needs: Needs = Needs()
 

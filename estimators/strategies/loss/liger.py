@@ -15,6 +15,8 @@ from estimators.tape import Node, Tape, Value
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LigerLoss:
+    """Chunks of logits."""
+
     name: str = "liger"
     needs: Needs = Needs(compute_capability=(7, 0))
 

@@ -14,6 +14,8 @@ from estimators.tape import Node, Tape, Value
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlainLoss:
+    """Whole logits."""
+
     name: str = "plain"
     needs: Needs = Needs()
 

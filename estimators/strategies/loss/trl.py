@@ -17,6 +17,8 @@ TOKENS, ENTRIES = 4096, 32768
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TiledLoss:
+    """Tiles of logits."""
+
     name: str = "trl"
     needs: Needs = Needs(trainers=("trl",))
 

@@ -15,6 +15,8 @@ COPIES = 4
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Adafactor:
+    """Factored second moments."""
+
     name: str = "adafactor"
     library: str = "torch"
     changes_learning: bool = True

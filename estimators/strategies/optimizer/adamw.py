@@ -18,6 +18,8 @@ FOREACH_CHUNK = 320 * 65536
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AdamW:
+    """AdamW of torch."""
+
     name: str
     foreach: bool
     library: str = "torch"

@@ -16,6 +16,8 @@ CODE_BYTES = 256 * 4
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BitsAndBytes:
+    """An optimizer of bitsandbytes."""
+
     name: str
     moments: int
     eight_bit: bool

@@ -11,6 +11,8 @@ from estimators.strategies.axes import Needs, ParameterGroup
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sgd:
+    """No state."""
+
     name: str = "sgd"
     library: str = "torch"
     changes_learning: bool = True

@@ -10,7 +10,7 @@ Sources: torch 2.13 distributed/fsdp/_fully_shard/ and accelerate 1.15 utils/fsd
   flat buffer that lives until the next unit's, and casts the reduced part to float32.
 - `_post_forward` of the root frees the last flat buffer when the model returns its loss, so the backward pass of the
   loss runs beside the gathered head alone.
-- accelerate's `_prepare_fsdp2` never wraps the model's forward in autocast: the policy's 16-bit weights decide the types.
+- accelerate's `_prepare_fsdp2` never wraps the model's forward in autocast: the policy's 16-bit weights set the types.
 - `fsdp2_prepare_model` holds the whole model by its `state_dict` until every unit is cut. Where the model was built on
   the GPU, whole and shards lie there together; built on the CPU (`from_pretrained` without a device map), they do not.
 - While gradients accumulate the Trainer runs under `no_sync`: they stay whole, in 16 bits, until the last micro-batch.

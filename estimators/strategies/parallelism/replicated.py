@@ -11,6 +11,8 @@ from estimators.strategies.axes import Exchange, Job, Needs, Phase, Resident
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Replicated:
+    """Every rank holds everything."""
+
     name: str
     needs: Needs = Needs()
 

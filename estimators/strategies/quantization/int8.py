@@ -13,6 +13,8 @@ from estimators.tape import Node, Tape, Value
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Int8:
+    """8-bit rows."""
+
     name: str = "int8"
     needs: Needs = Needs(adapters=("lora", "dora"), compute_capability=(7, 5))
 

@@ -17,6 +17,8 @@ CODE_BYTES, NESTED_CODE_BYTES = 16 * 4, 256 * 4
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NormalFloat4:
+    """4-bit NormalFloat, its scales in float32 or again in 8 bits."""
+
     name: str
     double: bool
     needs: Needs = Needs(adapters=("lora", "dora"), compute_capability=(7, 0))

@@ -11,6 +11,8 @@ from estimators.tape import Tape, Value
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Unquantized:
+    """No quantisation."""
+
     name: str = "none"
     needs: Needs = Needs()
 
