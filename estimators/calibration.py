@@ -42,8 +42,20 @@ class Rates:
     """Float32 operations' worth of time for one parameter in bitsandbytes' optimizer kernels."""
     host_link_efficiency: float = 0.80
     peer_link_efficiency: float = 0.70
-    cpu_adam_seconds_per_parameter: float = 1.0e-9
-    """DeepSpeed's CPUAdam on all cores of a server, bound by host memory: 16 bytes read, 14 written."""
+    cpu_adam_seconds_per_parameter: float = 0.28e-9
+    """DeepSpeed's CPUAdam and the casts around it on all cores of a server, bound by host memory."""
+    cpu_thread_adam_seconds_per_parameter: float = 2.4e-9
+    """The same on one thread, which is what torchrun gives each of several ranks (it sets OMP_NUM_THREADS=1)."""
+    gradient_hook_seconds: float = 0.32e-3
+    """DeepSpeed's Python for one trained tensor in a backward pass: into the bucket, reduced, its part kept."""
+    module_hook_seconds: float = 0.34e-3
+    """ZeRO-3's Python around one call of one module: fetch, prefetch and release, also of modules without weights."""
+    unit_hook_seconds: float = 1.4e-3
+    """FSDP 2's Python around one pass of one unit: gather, copy out, reshard, reduce."""
+    dtensor_seconds: float = 0.17e-3
+    """Dispatch of one trained DTensor in clipping and optimizer step."""
+    nvme_bytes_per_second: float = 3.0e9
+    """A data-centre drive's sequential rate; not measured."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

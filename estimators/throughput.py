@@ -10,11 +10,11 @@ from functools import lru_cache
 
 from estimators.calibration import Rates
 from estimators.hardware import Cluster, Device
-from estimators.memory import job_of
+from estimators.links import hook_seconds, link_seconds
 from estimators.model import ModelSpec
 from estimators.recipe import Recipe
 from estimators.tape import Node
-from estimators.techniques import OPTIMIZERS, PARALLELISMS, find_law
+from estimators.techniques import OPTIMIZERS, find_law
 from estimators.trainable import trainable_bytes_each, trainable_groups
 from estimators.walk import Stretch, walk
 
@@ -123,19 +123,20 @@ def step_seconds(model: ModelSpec, recipe: Recipe, cluster: Cluster, rates: Rate
             backward = backward.plus(ahead, stretch.count)
     times = recipe.gradient_accumulation
     gpu = Pass().plus(forward, times).plus(backward, times)
-    waiting = times * (max(0.0, forward.host - forward.gpu) + max(0.0, backward.host - backward.gpu))
+    ahead_hooks, back_hooks = hook_seconds(model, recipe, rates)
+    waiting = max(0.0, forward.host + ahead_hooks - forward.gpu) + max(0.0, backward.host + back_hooks - backward.gpu)
     optimizer = _optimizer_seconds(model, recipe, device, rates)
-    communication, transfers, host_optimizer = _link_seconds(model, recipe, cluster, device, rates, backward.gpu *
-    times)
+    lasting = times * (forward.gpu + backward.gpu + waiting)
+    links = link_seconds(model, recipe, cluster, device, rates, lasting)
     return {
         "matrix products": gpu.matmul,
         "attention": gpu.attention,
         "elementwise": gpu.elementwise,
         "dequantisation": gpu.dequantize,
-        "optimizer": optimizer + host_optimizer,
-        "communication": communication,
-        "host transfers": transfers,
-        "waiting for the CPU": waiting + rates.step_overhead_seconds,
+        "optimizer": optimizer + links.host_optimizer,
+        "communication": links.communication,
+        "host transfers": links.transfers,
+        "waiting for the CPU": times * waiting + rates.step_overhead_seconds,
     }
 
 
@@ -146,6 +147,8 @@ def _optimizer_seconds(model: ModelSpec, recipe: Recipe, device: Device, rates: 
     shards = recipe.parallelism.devices if recipe.parallelism.kind.startswith(("zero", "fsdp")) else 1
     tensors = sum(group.count for group in groups)
     issuing = (tensors + law.launches(groups)) * rates.tensor_dispatch_seconds
+    if recipe.parallelism.kind == "fsdp2":
+        issuing += tensors * rates.dtensor_seconds
     if "optimizer" in recipe.parallelism.offload:
         return issuing
     parameters = sum(group.parameters for group in groups)
@@ -156,26 +159,3 @@ def _optimizer_seconds(model: ModelSpec, recipe: Recipe, device: Device, rates: 
         # Its kernels search and rescale per block: bound by instructions, which scale with float32 rate, not by memory.
         updating += rates.bitsandbytes_update_flops * parameters / device.float32_flops_per_second
     return max(issuing, updating)
-
-
-def _link_seconds(
-    model: ModelSpec, recipe: Recipe, cluster: Cluster, device: Device, rates: Rates, overlapped_seconds: float
-) -> tuple[float, float, float]:
-    """Seconds of collectives, of host transfers and of the optimizer on the CPU that nothing hides."""
-    if recipe.parallelism.kind == "none":
-        return 0.0, 0.0, 0.0
-    exchange = find_law("parallelism", PARALLELISMS, recipe.parallelism.kind).exchange(job_of(model, recipe))
-    times, devices = recipe.gradient_accumulation, recipe.parallelism.devices
-    link = cluster.node_link if cluster.nodes > 1 and cluster.node_link else cluster.peer_link or device.host_link
-    speed = link.bytes_per_second * rates.peer_link_efficiency
-    moved = (devices - 1) / devices * (
-        2 * exchange.reduced + exchange.gathered + times * (exchange.micro_gathered + exchange.micro_reduced)
-    )
-    wire = moved / speed + exchange.calls * link.latency_seconds
-    # Collectives run beside the backward pass; half of what it lasts is taken to hide them.
-    communication = max(0.2 * wire, wire - 0.5 * overlapped_seconds) if devices > 1 else 0.0
-    host_speed = device.host_link.bytes_per_second * rates.host_link_efficiency
-    down = exchange.to_host + times * exchange.micro_to_host
-    up = exchange.from_host + times * exchange.micro_from_host
-    transfers = (down + up) / host_speed
-    return communication, transfers, exchange.host_optimizer_parameters * rates.cpu_adam_seconds_per_parameter

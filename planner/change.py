@@ -95,6 +95,7 @@ def _card_that_holds(goal: Goal, missed: Candidate) -> Device | None:
     """The smallest card of the catalogue with room for a candidate."""
     for device in all_devices():
         usable = device.usable_bytes
-        if usable - headroom_of(usable, goal.headroom_bytes) >= missed.price.process.high and device.supports_bfloat16:
+        room = usable - headroom_of(usable, goal.headroom_bytes)
+        if room >= missed.price.process.high and device.supports_bfloat16 and not device.unified_memory:
             return device
     return None

@@ -247,6 +247,12 @@ class Exchange:
     """Bytes read and written on NVMe in a step."""
     micro_disk: float = 0.0
     """The same in every micro-batch."""
+    copied: float = 0.0
+    """Bytes that gathering, sharding and casting read and write in device memory once a step."""
+    micro_copied: float = 0.0
+    """The same in every micro-batch."""
+    overlaps: bool = True
+    """False where the passes wait for each collective."""
 
 
 class ParallelismLaw(Protocol):

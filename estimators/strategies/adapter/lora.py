@@ -43,9 +43,11 @@ def base_result(tape: Tape, setting: Setting, base: Value) -> Value:
 
 def low_rank(tape: Tape, setting: Setting, source: Value, layer: Linear) -> Value:
     """B(A(dropout(x))), in the compute type."""
-    wide = source if setting.quantization.name != "none" and setting.autocast else tape.cast(source, ADAPTER_BYTES)
+    # DeepSpeed and FSDP 2 hand over adapters in the compute type, and there is no autocast.
+    size = ADAPTER_BYTES if setting.autocast else setting.compute_bytes
+    wide = source if setting.quantization.name != "none" and setting.autocast else tape.cast(source, size)
     wide = drop(tape, wide, setting.adapter_dropout)
     down = Linear(name="lora_A", inputs=layer.inputs, outputs=setting.rank)
     up = Linear(name="lora_B", inputs=setting.rank, outputs=layer.outputs)
-    narrow = product(tape, setting, wide, down, trainable=True, weight_bytes=ADAPTER_BYTES)
-    return product(tape, setting, narrow, up, trainable=True, weight_bytes=ADAPTER_BYTES)
+    narrow = product(tape, setting, wide, down, trainable=True, weight_bytes=size)
+    return product(tape, setting, narrow, up, trainable=True, weight_bytes=size)

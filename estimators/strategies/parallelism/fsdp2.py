@@ -88,6 +88,8 @@ class Fsdp2:
             to_host=float(part * MASTER_BYTES),
             micro_from_host=2.0 * (part * MASTER_BYTES + frozen),
             host_optimizer_parameters=float(part),
+            # Flat buffers filled and copied out, gradients copied in.
+            micro_copied=4.0 * (gathered + job.trainable_parameters) * job.compute_bytes if many else 0.0,
         )
 
 

@@ -9,6 +9,8 @@ there:
 - `allreduce_bucket`: a bucket that several ranks own parts of is flattened into a third buffer. It is all-reduced
   (`use_multi_rank_bucket_allreduce`), so the links carry twice what the paper's reduce-scatter would.
 - `copy_grads_in_partition`: one buffer for the rank's gradients, a second one while an earlier micro-batch's exist.
+- `average_tensor` makes the main stream wait for the reduction stream and `allreduce_and_copy` the host for the GPU, so
+  little of the reduction is hidden.
 - `step`: the part's gradients flattened once more and cast to float32; before that, each tensor's norm in float64.
 - Offload: a GPU buffer as large as the largest tensor; norms are taken in the backward pass; the rest is on the host.
 """
@@ -21,6 +23,10 @@ from estimators.strategies.parallelism.shards import MASTER_BYTES, flat_part, la
 
 REDUCE_BUCKETS = 2
 NORM_BYTES = 8
+READ_AND_WRITE = 2
+STEP_COPIES = 42
+"""Bytes that a step moves beside Adam's own for each parameter of the rank: norm in float64 18, flattening 4, cast to
+float32 6, unscaling 8, weights back to 16 bits 6."""
 ADAMW = ("adamw_torch", "adamw_torch_fused")
 """DeepSpeed's FusedAdam, or its CPUAdam where offloaded."""
 NEEDS = Needs(optimizers=ADAMW)
@@ -95,7 +101,16 @@ class Zero:
             micro_to_host=again,
             micro_from_host=again,
             host_optimizer_parameters=float(part),
+            copied=float(STEP_COPIES * (0 if part else flat_part(job.trainable_parameters, job.devices))),
+            micro_copied=_bucket_copies(job),
+            overlaps=False,
         )
+
+
+def _bucket_copies(job: Job) -> float:
+    """Each gradient into the bucket and divided; flattened and put back; the rank's own once more."""
+    moves = 2 + (2 if job.devices > 1 else 0) + 1 / job.devices
+    return READ_AND_WRITE * moves * job.trainable_parameters * job.compute_bytes
 
 
 def _workspace(job: Job, phase: Phase, part: int) -> int:

@@ -23,7 +23,7 @@ from estimators.strategies.parallelism.offload import (
     parameter_host_bytes,
 )
 from estimators.strategies.parallelism.shards import MASTER_BYTES, largest_in_block, states_each, tensor_parts
-from estimators.strategies.parallelism.zero import ADAMW, NORM_BYTES
+from estimators.strategies.parallelism.zero import ADAMW, NORM_BYTES, READ_AND_WRITE, STEP_COPIES
 
 REUSE_ELEMENTS = 1_000_000_000
 """`stage3_max_reuse_distance`."""
@@ -82,6 +82,9 @@ class Zero3:
             gathered=float(persistent_elements(job) * job.compute_bytes) if many else 0.0,
             micro_calls=reduces + _gathers(job, gathered) if many else 0,
             calls=1 if many else 0,
+            copied=float(STEP_COPIES * (0 if "optimizer" in job.offload else tensor_parts(job.trained, job.devices))),
+            micro_copied=READ_AND_WRITE * 2.0 * (gathered + 2 * job.trainable_parameters) * job.compute_bytes,
+            overlaps=True,
             **_host_traffic(job),
         )
 
