@@ -10,6 +10,7 @@ import difflib
 import functools
 import re
 import tomllib
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,6 +45,7 @@ _LARGEST = 1e7
 """No figure of a GPU, in its file's unit, comes near it."""
 _VENDOR_WORDS = re.compile("nvidia|geforce|tesla|quadro")
 _MEMORY_SIZE = re.compile(r"\d+gb|\d+g$")
+_USABLE = re.compile(r"^usable_mib = (\d+)", re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,7 +84,7 @@ def load_device_file(canonical_name: str) -> DeviceFile:
     """As load_device, with the aliases."""
     if canonical_name not in device_names():
         raise UnknownName("GPU", canonical_name, device_names())
-    return parse_device_file(profiles.read("devices", f"{canonical_name}.toml"), canonical_name)
+    return parse_device_file(_text(canonical_name), canonical_name)
 
 
 def device_names() -> list[str]:
@@ -93,6 +95,22 @@ def device_names() -> list[str]:
 def all_devices() -> list[Device]:
     """Every device, the smallest memory first, then by name."""
     return sorted((load_device(name) for name in _names()), key=lambda device: (device.total_bytes, device.name))
+
+
+def smallest_device(least_usable_bytes: float, accept: Callable[[Device], bool]) -> Device | None:
+    """The card with the least usable memory that is enough and that `accept` takes; None where there is none.
+
+    Sizes are read off the files' own lines, for parsing all of them takes longer than the rest of a plan.
+    """
+    sizes = sorted((int(match.group(1)), name) for name in _names() if (match := _USABLE.search(_text(name))))
+    for usable_mib, name in sizes:
+        if usable_mib * MIB >= least_usable_bytes and accept(load_device(name)):
+            return load_device(name)
+    return None
+
+
+def _text(canonical_name: str) -> str:
+    return profiles.read("devices", f"{canonical_name}.toml")
 
 
 def pcie_link(generation: int, width: int) -> Link:

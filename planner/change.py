@@ -4,7 +4,7 @@ does."""
 from collections.abc import Sequence
 from dataclasses import replace
 
-from estimators.catalogue import all_devices
+from estimators.catalogue import smallest_device
 from estimators.hardware import Cluster, Device
 from estimators.model import ModelSpec
 from estimators.price import Price
@@ -93,9 +93,9 @@ def _freed(goal: Goal, cluster: Cluster, missed: Candidate) -> str | None:
 
 def _card_that_holds(goal: Goal, missed: Candidate) -> Device | None:
     """The smallest card of the catalogue with room for a candidate."""
-    for device in all_devices():
-        usable = device.usable_bytes
-        room = usable - headroom_of(usable, goal.headroom_bytes)
-        if room >= missed.price.process.high and device.supports_bfloat16 and not device.unified_memory:
-            return device
-    return None
+
+    def holds(device: Device) -> bool:
+        room = device.usable_bytes - headroom_of(device.usable_bytes, goal.headroom_bytes)
+        return room >= missed.price.process.high and device.supports_bfloat16 and not device.unified_memory
+
+    return smallest_device(missed.price.process.high, holds)

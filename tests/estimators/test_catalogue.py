@@ -8,8 +8,17 @@ from hypothesis import strategies as st
 
 import profiles
 from estimators import catalogue
-from estimators.catalogue import all_devices, device_names, find_device, load_device, parse_device_file, pcie_link
+from estimators.catalogue import (
+    all_devices,
+    device_names,
+    find_device,
+    load_device,
+    parse_device_file,
+    pcie_link,
+    smallest_device,
+)
 from estimators.errors import BadInput, UnknownName
+from estimators.hardware import Device
 from estimators.units import GIB, MIB
 
 GOOD = profiles.read("devices", "rtx-4090.toml")
@@ -262,3 +271,17 @@ def test_formats_that_the_hardware_lacks_are_refused() -> None:
 def test_other_malformed_files_are_refused_by_name(text: str, problem: str) -> None:
     with pytest.raises(BadInput, match=rf"mine\.toml.*{problem}"):
         parse_device_file(text, "mine")
+
+
+@pytest.mark.parametrize("gib", [1, 10, 23, 60, 100, 500])
+def test_the_smallest_card_that_is_enough_is_found(gib: int) -> None:
+    def accept(device: Device) -> bool:
+        return device.supports_bfloat16
+
+    wanted = [device for device in all_devices() if device.usable_bytes >= gib << 30 and accept(device)]
+    found = smallest_device(gib << 30, accept)
+    if not wanted:
+        assert found is None
+    else:
+        assert found is not None
+        assert found.usable_bytes == min(device.usable_bytes for device in wanted)

@@ -3,8 +3,9 @@
 Sources: torch ATen/core/CachingHostAllocator.h (pinned blocks are rounded up to powers of two, and kept when freed);
 DeepSpeed 0.19.8 runtime/zero/stage_1_and_2.py and stage3.py (`pin_memory` on, its default), ops/adam/cpu_adam.py (the
 moments are not pinned), runtime/swap_tensor/ and runtime/zero/offload_config.py (NVMe buffers: locked, not rounded).
-On two H200s ZeRO-2 offload of Llama 3.2 1B took 32.59 GB more host memory than ZeRO-2 without; this law says 32.43. With
-2.2 GB for each rank's process, the sum of resident sets is met to 1.5 % there, with ZeRO-3 offloading all, and on one GPU.
+On two H200s ZeRO-2 offload of Llama 3.2 1B took 32.59 GB more host memory than ZeRO-2 without; this law says 32.43.
+With 1.5 GB for each rank's process, host memory in use is met to 1.5 % there, under ZeRO-3 offloading all, and on one
+GPU.
 """
 
 from collections.abc import Sequence
