@@ -1,4 +1,4 @@
-"""One rank of a measured job, started by measure_recipes.py: builds the recipe, trains some steps, says what it took."""
+"""One rank of a measured job, started by measure_recipes.py: builds the recipe, trains, and writes what it took."""
 
 import gc
 import json

@@ -7,16 +7,32 @@ own measurements replace them.
 
 from dataclasses import dataclass, field
 
+from estimators.hardware import Device
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Efficiency:
+    """What a step's kernels reach of the data sheet."""
+
+    matmul: float
+    attention: float
+    memory: float
+    """Of elementwise kernels, which read and write somewhat more than the tensors that the walk counts."""
+
+
+HOPPER = Efficiency(matmul=0.635, attention=0.46, memory=0.585)
+"""cuBLAS on the shapes of a step, under a power cap: 8192³ alone reaches 0.80 on an H200. Measured on H200 and H100."""
+ELSEWHERE = Efficiency(matmul=0.75, attention=0.60, memory=0.75)
+"""Cards with less of everything are kept busier. From 20 published rows on A100 and RTX 4090 (LLaMA-Factory, Qwen,
+torchtune), which it meets within 15 % in the median; not measured by us."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rates:
-    """Fractions of the data sheet, and seconds of the host. One set for all GPUs until one is measured."""
+    """Shares of the data sheet, and seconds of the host: one set of the latter for all hosts until one is measured."""
 
-    matmul_efficiency: float = 0.635
-    """cuBLAS on the shapes of a step, under a power cap; 8192³ alone reaches 0.80 on an H200."""
-    attention_efficiency: float = 0.46
-    memory_efficiency: float = 0.585
-    """Of elementwise kernels, which read and write somewhat more than the tensors that the walk counts."""
+    hopper: Efficiency = HOPPER
+    elsewhere: Efficiency = ELSEWHERE
     kernel_seconds: float = 6e-6
     """The least that one kernel takes on the GPU, its tail and the gap to the next included."""
     forward_dispatch_seconds: float = 46.6e-6
@@ -57,6 +73,10 @@ class Rates:
     nvme_bytes_per_second: float = 3.0e9
     """A data-centre drive's sequential rate; not measured."""
 
+    def efficiency(self, device: Device) -> Efficiency:
+        """What kernels reach on a device: Hopper's share on data-centre cards from there on, the other's before."""
+        return self.hopper if (9, 0) <= device.compute_capability < (12, 0) else self.elsewhere
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ErrorBars:
@@ -65,6 +85,8 @@ class ErrorBars:
     allocated: tuple[float, float] = (0.97, 1.04)
     reserved: tuple[float, float] = (0.92, 1.12)
     step_seconds: tuple[float, float] = (0.70, 1.45)
+    unseen_step_seconds: tuple[float, float] = (0.45, 1.55)
+    """On a card, and so on a host, that was not measured: published steps of small batches took half as long."""
     host: tuple[float, float] = (0.85, 1.20)
 
 
@@ -74,7 +96,7 @@ class Calibration:
 
     rates: Rates = field(default_factory=Rates)
     error_bars: ErrorBars = field(default_factory=ErrorBars)
-    seen_devices: tuple[str, ...] = ("h200-sxm",)
+    seen_devices: tuple[str, ...] = ("h200-sxm", "h100-sxm")
     """Catalogue names of the GPUs that were measured."""
 
 

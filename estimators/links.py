@@ -59,7 +59,7 @@ def _communication(
     link = cluster.node_link if cluster.nodes > 1 and cluster.node_link else cluster.peer_link or device.host_link
     share = (devices - 1) / devices / (link.bytes_per_second * rates.peer_link_efficiency)
     micro = share * (exchange.micro_gathered + exchange.micro_reduced) + exchange.micro_calls * link.latency_seconds
-    memory_speed = device.memory_bytes_per_second * rates.memory_efficiency
+    memory_speed = device.memory_bytes_per_second * rates.efficiency(device).memory
     beside = times * (micro + exchange.micro_copied / memory_speed)
     beside += share * (2 * exchange.reduced + exchange.scattered)
     after = share * exchange.gathered + exchange.calls * link.latency_seconds + exchange.copied / memory_speed

@@ -52,8 +52,9 @@ def price(
     worst = sizes[min(zip(shares, used, strict=True), key=lambda pair: pair[0].spare_bytes)[1].device.name]
     seconds = step_seconds(model, recipe, cluster, calibration.rates)
     total = sum(seconds.values())
-    slow, fast = calibration.error_bars.step_seconds
-    step = Interval(value=total, low=total * slow, high=total * fast)
+    bars, seen = calibration.error_bars, set(calibration.seen_devices)
+    low, high = bars.step_seconds if kinds.keys() <= seen else bars.unseen_step_seconds
+    step = Interval(value=total, low=total * low, high=total * high)
     tokens = recipe.tokens_per_step
     host, disk = _host(model, recipe, cluster, calibration)
     return Price(

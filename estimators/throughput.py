@@ -7,13 +7,14 @@ CPU. Sources: Williams et al. 2009 (roofline); arXiv 2205.05198 for recomputatio
 
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
 from estimators.calibration import Rates
 from estimators.hardware import Cluster, Device
 from estimators.links import hook_seconds, link_seconds
 from estimators.model import ModelSpec
 from estimators.recipe import Recipe
-from estimators.tape import Node
+from estimators.tape import OpClass
 from estimators.techniques import OPTIMIZERS, find_law
 from estimators.trainable import trainable_bytes_each, trainable_groups
 from estimators.walk import Stretch, walk
@@ -52,14 +53,28 @@ def matmul_flops_per_second(device: Device, compute: str) -> float:
     return device.float32_flops_per_second
 
 
+class Achieved(NamedTuple):
+    """What kernels reach on a device."""
+
+    matmul_flops_per_second: float
+    attention_flops_per_second: float
+    memory_bytes_per_second: float
+
+
+def achieved(device: Device, compute: str, rates: Rates) -> Achieved:
+    """The data sheet's rates times what kernels reach of them."""
+    peak, share = matmul_flops_per_second(device, compute), rates.efficiency(device)
+    return Achieved(peak * share.matmul, peak * share.attention, device.memory_bytes_per_second * share.memory)
+
+
 @lru_cache(maxsize=8192)
-def passes(stretch: Stretch, device_rates: tuple[float, float], rates: Rates) -> tuple[Pass, Pass]:
-    """Forward and backward pass of a stretch once, on a device given as (matrix flops/s, memory bytes/s)."""
-    forward, backward = _Sum(), _Sum()
+def passes(stretch: Stretch, speed: Achieved, rates: Rates) -> tuple[Pass, Pass]:
+    """Forward and backward pass of a stretch once, on a device of that speed."""
+    forward, backward = _Sum(speed, rates.kernel_seconds), _Sum(speed, rates.kernel_seconds)
     for node in stretch.nodes:
-        forward.add(node, node.flops, node.traffic, node.launches, device_rates, rates, rates.forward_dispatch_seconds)
+        forward.add(node.kind, node.flops, node.traffic, node.launches, rates.forward_dispatch_seconds)
         if node.output.grad:
-            backward.add(node, node.backward_flops, node.backward_traffic, node.backward_launches, device_rates, rates,
+            backward.add(node.kind, node.backward_flops, node.backward_traffic, node.backward_launches,
                          rates.backward_dispatch_seconds)  # fmt: skip
     calls = sum(times * getattr(rates, f"{name}_call_seconds") for name, times in stretch.calls.items())
     forward.host += calls
@@ -70,26 +85,18 @@ def passes(stretch: Stretch, device_rates: tuple[float, float], rates: Rates) ->
 class _Sum:
     """A Pass being added up."""
 
-    __slots__ = ("by_kind", "host")
+    __slots__ = ("by_kind", "host", "kernel_seconds", "speed")
 
-    def __init__(self) -> None:
+    def __init__(self, speed: Achieved, kernel_seconds: float) -> None:
         self.by_kind = {"matmul": 0.0, "attention": 0.0, "elementwise": 0.0, "dequantize": 0.0}
         self.host = 0.0
+        self.speed = speed
+        self.kernel_seconds = kernel_seconds
 
-    def add(
-        self,
-        node: Node,
-        flops: float,
-        traffic: float,
-        launches: int,
-        device_rates: tuple[float, float],
-        rates: Rates,
-        dispatch_seconds: float,
-    ) -> None:
-        efficiency = rates.attention_efficiency if node.kind == "attention" else rates.matmul_efficiency
-        computing = flops / (device_rates[0] * efficiency)
-        moving = traffic / (device_rates[1] * rates.memory_efficiency)
-        self.by_kind[node.kind] += max(computing, moving, launches * rates.kernel_seconds)
+    def add(self, kind: OpClass, flops: float, traffic: float, launches: int, dispatch_seconds: float) -> None:
+        rate = self.speed.attention_flops_per_second if kind == "attention" else self.speed.matmul_flops_per_second
+        moving = traffic / self.speed.memory_bytes_per_second
+        self.by_kind[kind] += max(flops / rate, moving, launches * self.kernel_seconds)
         self.host += launches * dispatch_seconds
 
     def total(self) -> Pass:
@@ -113,10 +120,10 @@ def step_seconds(model: ModelSpec, recipe: Recipe, cluster: Cluster, rates: Rate
     """Seconds of one optimizer step by cause (CAUSES); their sum is the step."""
     device = min((gpu.device for gpu in cluster.gpus), key=lambda one: matmul_flops_per_second(one, recipe.compute))
     walked = walk(model, recipe)
-    device_rates = (matmul_flops_per_second(device, recipe.compute), device.memory_bytes_per_second)
+    speed = achieved(device, recipe.compute, rates)
     forward, backward = Pass(), Pass()
     for stretch in (*walked.blocks, walked.head):
-        ahead, back = passes(stretch, device_rates, rates)
+        ahead, back = passes(stretch, speed, rates)
         forward = forward.plus(ahead, stretch.count)
         backward = backward.plus(back, stretch.count)
         if recipe.gradient_checkpointing and stretch is not walked.head:
@@ -154,7 +161,7 @@ def _optimizer_seconds(model: ModelSpec, recipe: Recipe, device: Device, rates: 
     parameters = sum(group.parameters for group in groups)
     clipping = 3 * each * parameters
     traffic = (law.traffic_bytes(groups, each) + clipping) / shards
-    updating = traffic / (device.memory_bytes_per_second * rates.memory_efficiency)
+    updating = traffic / (device.memory_bytes_per_second * rates.efficiency(device).memory)
     if law.library == "bitsandbytes":
         # Its kernels search and rescale per block: bound by instructions, which scale with float32 rate, not by memory.
         updating += rates.bitsandbytes_update_flops * parameters / device.float32_flops_per_second

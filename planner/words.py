@@ -150,7 +150,7 @@ def _assumed(goal: Goal, cluster: Cluster | None, rules: Rules, chosen: Candidat
     unseen = {gpu.device.name for gpu in cluster.gpus} - set(DEFAULT.seen_devices) if cluster else set()
     if unseen:
         names = ", ".join(sorted(unseen))
-        yield f"speed on {names} is scaled from an H200 by the data sheet; nothing was measured there"
+        yield f"speed on {names} is scaled by the data sheet from other cards; nothing was measured there"
     if chosen and chosen.recipe.trainer == "transformers":
         yield "the stock Trainer and its loss; TRL's needs less for large vocabularies (--trainer trl)"
 

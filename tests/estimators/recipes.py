@@ -1,5 +1,7 @@
 """Hypothesis strategies for recipes, legal and illegal."""
 
+from dataclasses import replace
+
 from hypothesis import strategies as st
 
 from estimators.recipe import ALL_LINEAR, Adapter, Parallelism, Recipe
@@ -46,3 +48,31 @@ recipes = st.builds(
     kbit_upcast=st.sampled_from([None, True, False]),
     expandable_segments=st.booleans(),
 )
+
+
+@st.composite
+def legal_recipes(draw: st.DrawFn, with_adapter: bool = False) -> Recipe:
+    """Recipes that can nearly always run on eight H200s with a large host: each axis drawn within what the others allow."""
+    recipe = draw(recipes)
+    adapter = draw(adapters.filter(lambda one: one.method != "full")) if with_adapter else recipe.adapter
+    kind = draw(st.sampled_from(["none", "none", "ddp", "zero1", "zero2", "zero3", "fsdp2"]))
+    sharded = kind.startswith(("zero", "fsdp"))
+    everything = adapter.method == "full"
+    compute = draw(st.sampled_from(["bfloat16", "float16", "float32"] if kind in ("none", "ddp") else ["bfloat16"]))
+    weights = "float32" if compute == "float32" or (everything and not kind.startswith("zero")) else compute
+    quantized = compute != "float32" and not everything and kind in ("none", "ddp")
+    devices = 1 if kind == "none" else draw(st.integers(2, 8))
+    offloads = {
+        "zero1": [(), ("optimizer",)],
+        "zero2": [(), ("optimizer",)],
+        "zero3": [(), ("optimizer", "parameters")],
+    }
+    return replace(
+        recipe,
+        adapter=adapter,
+        quantization=recipe.quantization if quantized else "none",
+        weights=weights,
+        compute=compute,
+        optimizer=draw(st.sampled_from(["adamw_torch", "adamw_torch_fused"])) if sharded else recipe.optimizer,
+        parallelism=Parallelism(kind=kind, devices=devices, offload=draw(st.sampled_from(offloads.get(kind, [()])))),
+    )

@@ -17,8 +17,8 @@ transformers = pytest.importorskip("transformers", reason="transformers is not i
 
 PROFILES = (
     "llama-3.2-1b", "llama-7b", "mistral-7b", "qwen2.5-0.5b", "qwen3-0.6b", "gemma-2b", "gemma-2-2b", "gemma-3-1b",
-    "gpt2", "opt-1.3b", "pythia-1.4b", "phi-2", "phi-3-mini", "starcoder2-3b", "stablelm-2-1.6b", "olmo-1b", "olmo-2-1b",
-    "granite-3.3-2b", "smollm3-3b", "falcon-7b",
+    "gpt2", "opt-1.3b", "pythia-1.4b", "phi-2", "phi-3-mini", "starcoder2-3b", "stablelm-2-1.6b", "olmo-1b",
+    "olmo-2-1b", "granite-3.3-2b", "smollm3-3b", "falcon-7b",
 )  # fmt: skip
 LENGTH, BATCH = 256, 2
 
