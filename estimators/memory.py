@@ -5,7 +5,7 @@ takes beside it are in estimators/process.py.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from operator import attrgetter
 
@@ -45,6 +45,8 @@ class Memory:
     moments: tuple[Moment, ...]
     loaded_bytes: int
     """Held once the model is built, before the first step."""
+    evaluation: Moment | None = None
+    """The forward pass of an evaluation, where the recipe asks for one; it is no part of the peak."""
     embedding_bytes: int = 0
     """Gradients of embedding and head together, in the type that they are trained in."""
     managed_bytes: int = 0
@@ -162,9 +164,21 @@ def estimate_memory(model: ModelSpec, recipe: Recipe, device: Device) -> Memory:
     return Memory(
         moments=moments,
         loaded_bytes=loaded.weights + loaded.adapter + loaded.optimizer + loaded.communication,
+        evaluation=_evaluation(model, recipe, _resident(kind, job, "loss"), workspace),
         embedding_bytes=2 * model.vocabulary * model.hidden_size * job.trainable_bytes_each,
         managed_bytes=managed,
     )
+
+
+def _evaluation(model: ModelSpec, recipe: Recipe, resident: Resident, workspace: int) -> Moment | None:
+    """A forward pass without gradients over the evaluation batch: one block at a time, then head and loss."""
+    if recipe.evaluation_batch is None:
+        return None
+    walked = walk(model, replace(recipe, micro_batch=recipe.evaluation_batch, gradient_checkpointing=True))
+    block = max(stretch.footprint.forward_peak for stretch in walked.blocks)
+    head = walked.head.footprint.forward_peak
+    alive = _Alive(activations=block) if block > head else _Alive(activations=walked.stream_bytes, logits=head)
+    return _moment("evaluation", "loss", resident, workspace, alive, 0.0)
 
 
 @dataclass(frozen=True, slots=True)

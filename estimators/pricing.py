@@ -132,6 +132,14 @@ class _Size:
             high=self.reserved.high + outside + spread,
         )
 
+    @property
+    def worst(self) -> Interval:
+        """The process in the worst phase that the job goes through, its evaluations included."""
+        evaluation = self.memory.evaluation
+        if evaluation is None or evaluation.total_bytes <= self.memory.allocated_bytes:
+            return self.process
+        return self.process.scaled(evaluation.total_bytes / self.memory.allocated_bytes)
+
     def terms(self) -> dict[str, int]:
         inside = dict(self.memory.peak.terms)
         inside["communication"] += self.communication
@@ -139,16 +147,24 @@ class _Size:
 
     def phases(self) -> dict[str, int]:
         outside = self.context + self.communication
-        loaded = {"model loaded": self.memory.loaded_bytes + self.context}
-        return loaded | {moment.name: moment.total_bytes + self.slack + outside for moment in self.memory.moments}
+        moments = [*self.memory.moments, *([self.memory.evaluation] if self.memory.evaluation else [])]
+        states = self.memory.moments[-1].terms
+        kept = sum(states[name] for name in ("weights", "adapter", "optimizer", "communication"))
+        return {
+            "load": self.memory.loaded_bytes + self.context,
+            **{moment.name: moment.total_bytes + self.slack + outside for moment in moments},
+            "save": kept + self.slack + outside,
+        }
 
 
 def _share(gpu: Gpu, size: _Size, budget: int, headroom_bytes: int | None) -> GpuShare:
     headroom = headroom_of(budget, headroom_bytes)
     verdict: Verdict = "does not fit"
-    if budget - headroom >= size.process.high:
+    worst = size.worst
+    unflushed = size.allocated.high + size.context + size.communication
+    if budget - headroom >= worst.high:
         verdict = "fits"
-    elif budget - headroom >= size.allocated.high + size.context + size.communication:
+    elif budget - headroom >= unflushed * worst.high / size.process.high:
         # It lives only because the allocator gives its cache back in time, again and again.
         verdict = "tight"
     return GpuShare(
@@ -156,7 +172,7 @@ def _share(gpu: Gpu, size: _Size, budget: int, headroom_bytes: int | None) -> Gp
         index=gpu.index,
         budget_bytes=budget,
         headroom_bytes=headroom,
-        process=size.process,
+        process=worst,
         verdict=verdict,
     )
 

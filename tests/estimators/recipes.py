@@ -52,7 +52,7 @@ recipes = st.builds(
 
 @st.composite
 def legal_recipes(draw: st.DrawFn, with_adapter: bool = False) -> Recipe:
-    """Recipes that can nearly always run on eight H200s with a large host: each axis drawn within what the others allow."""
+    """Recipes that nearly always can run on eight H200s with a large host: each axis within what the others allow."""
     recipe = draw(recipes)
     adapter = draw(adapters.filter(lambda one: one.method != "full")) if with_adapter else recipe.adapter
     kind = draw(st.sampled_from(["none", "none", "ddp", "zero1", "zero2", "zero3", "fsdp2"]))

@@ -75,9 +75,9 @@ def test_a_name_of_its_own_is_found_fast() -> None:
     for name in ("llama-30b", "opt-66b", "llama-3.1-405b"):  # a busy machine may slow one down
         models._profile.cache_clear()
         models._catalogued.cache_clear()
-        start = time.perf_counter()
+        start = time.process_time()
         load_model(name)
-        seconds.append(time.perf_counter() - start)
+        seconds.append(time.process_time() - start)
     assert min(seconds) < 0.002
     assert models._profile.cache_info().currsize == 1  # no other file was read
 
@@ -224,18 +224,18 @@ def test_a_text_model_inside_a_larger_one_is_used_only_where_its_family_is_known
     ],
 )
 def test_text_that_is_not_one_plain_json_object_is_refused(tmp_path: Path, text: str, expected: str) -> None:
-    start = time.perf_counter()
+    start = time.process_time()
     assert expected in refusal(tmp_path, text)
-    assert time.perf_counter() - start < 1
+    assert time.process_time() - start < 1
 
 
 def test_large_files_are_refused_within_a_second(tmp_path: Path) -> None:
     keys = ", ".join(f'"{number}": 1' for number in range(60_000))
     assert "'7' occurs 2 times" in refusal(tmp_path, "{" + keys + ', "7": 1}')
-    start = time.perf_counter()
+    start = time.process_time()
     for text in ('{"a": [' + "[]," * 300_000 + "[]]}", '{"a": "' + "\\u0000" * 150_000 + '"}'):
         refusal(tmp_path, text)
-    assert time.perf_counter() - start < 1
+    assert time.process_time() - start < 1
 
 
 def test_bytes_that_are_no_text_are_refused(tmp_path: Path) -> None:
@@ -280,7 +280,7 @@ def test_any_change_of_a_good_config_gives_a_model_or_a_refusal(data: st.DataObj
             fields.pop(field, None)
         else:
             fields[field] = data.draw(JUNK)
-    start = time.perf_counter()
+    start = time.process_time()
     try:
         model = build(type(config)(name="mutant", source="mutant", fields=fields))
     except BadInput as error:
@@ -288,7 +288,7 @@ def test_any_change_of_a_good_config_gives_a_model_or_a_refusal(data: st.DataObj
     else:
         assert model.parameters > 0
         assert 0 < model.active_parameters <= model.parameters
-    assert time.perf_counter() - start < 1
+    assert time.process_time() - start < 1
 
 
 def test_reading_configs_imports_no_torch_and_runs_no_code() -> None:

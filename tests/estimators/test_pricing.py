@@ -110,6 +110,25 @@ def test_one_rank_of_two_unequal_gpus_takes_the_roomier() -> None:
     assert [share.name for share in cost.gpus] == ["a100-sxm4-80gb"]
 
 
+def test_an_evaluation_of_many_sequences_can_be_the_worst_phase() -> None:
+    """A run that trains for hours and dies at its first evaluation."""
+    small = replace(LORA, model="gemma-2-2b", gradient_checkpointing=True)
+    model = load_model("gemma-2-2b")
+    training, evaluating = (
+        price(model, small, cluster("h200")),
+        price(model, replace(small, evaluation_batch=32), cluster("h200")),
+    )
+    assert evaluating.process == training.process
+    assert evaluating.phases["evaluation"] > 5 * evaluating.phases["optimizer step"]
+    assert evaluating.tightest.process.high > 3 * training.tightest.process.high
+    limit = round(training.process.high) + 1
+    assert price(model, small, cluster("h200"), vram_budget_bytes=limit, headroom_bytes=0).fits
+    caught = price(
+        model, replace(small, evaluation_batch=32), cluster("h200"), vram_budget_bytes=limit, headroom_bytes=0
+    )
+    assert not caught.fits
+
+
 def test_paged_states_are_noted_and_not_counted_twice() -> None:
     paged = price(LLAMA, replace(FULL, optimizer="paged_adamw_8bit"), cluster("h200"))
     resident = price(LLAMA, replace(FULL, optimizer="adamw_8bit"), cluster("h200"))

@@ -157,18 +157,18 @@ def test_a_hub_that_dawdles_is_given_up_on(server: Hub, monkeypatch: pytest.Monk
     def drip(handler: BaseHTTPRequestHandler) -> None:
         handler.send_response(200)
         handler.end_headers()
-        for _ in range(40):
+        for _ in range(60):
             try:
                 handler.wfile.write(b" ")
             except OSError:
                 return
             time.sleep(0.05)
 
-    for answer in (drip, lambda handler: time.sleep(1)):
+    for answer in (drip, lambda handler: time.sleep(3)):
         server.answer = answer
         start = time.monotonic()
         assert "cannot be reached" in refusal()
-        assert time.monotonic() - start < 1
+        assert time.monotonic() - start < 2.5
 
 
 def test_no_connection_is_refused_in_one_line(hubs: tuple[Hub, Hub], monkeypatch: pytest.MonkeyPatch) -> None:
