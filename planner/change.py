@@ -7,12 +7,12 @@ from dataclasses import replace
 from estimators.catalogue import smallest_device
 from estimators.hardware import Cluster, Device
 from estimators.model import ModelSpec
-from estimators.price import Price
-from estimators.pricing import budget_bytes, headroom_of, price
+from estimators.pricing import budget_bytes, headroom_of
 from estimators.recipe import Recipe
 from estimators.units import format_bytes
 from planner.goal import Goal
 from planner.plan import Candidate
+from planner.quote import quote
 from planner.rules import Rules
 
 SHORTER = (0.75, 0.5, 0.25, 0.125)
@@ -33,7 +33,7 @@ def cheapest_change(
         return None
     rung = rules.rungs(goal.methods)[missed.rung].method
     for option, recipe in _changes(missed.recipe):
-        if _cost(goal, model, recipe, cluster).fits:
+        if quote(goal, model, recipe, cluster).fits:
             return f"{rung} would fit with {option}"
     freed = _freed(goal, cluster, missed)
     if freed:
@@ -65,17 +65,6 @@ def _changes(recipe: Recipe) -> list[tuple[str, Recipe]]:
         if length >= 64:
             changes.append((f"--seq-len {length}", replace(recipe, sequence_length=length)))
     return changes
-
-
-def _cost(goal: Goal, model: ModelSpec, recipe: Recipe, cluster: Cluster) -> Price:
-    return price(
-        model,
-        recipe,
-        cluster,
-        vram_budget_bytes=goal.vram_budget_bytes,
-        headroom_bytes=goal.headroom_bytes,
-        assume_idle=goal.assume_idle,
-    )
 
 
 def _freed(goal: Goal, cluster: Cluster, missed: Candidate) -> str | None:

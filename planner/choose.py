@@ -5,13 +5,11 @@ from collections.abc import Sequence
 from estimators.hardware import Cluster, Device, Host
 from estimators.legality import objections
 from estimators.model import ModelSpec
-from estimators.price import Price
-from estimators.pricing import price
-from estimators.recipe import Recipe
 from planner.change import cheapest_change
 from planner.cluster import hypothetical_cluster
 from planner.goal import Goal
 from planner.plan import Alternative, Candidate, Matrix, MatrixRow, Plan, Refusal, RulePick
+from planner.quote import quote
 from planner.rules import Rules, load_rules
 from planner.search import Choice, choices
 from planner.words import assumptions_of, next_command_of, verdict_of, why_lost
@@ -88,24 +86,13 @@ def price_all(goal: Goal, model: ModelSpec, cluster: Cluster, rules: Rules) -> t
             refusals.setdefault(label, reasons[0])
             continue
         for recipe in choice.recipes():
-            cost = _price(goal, model, recipe, cluster)
+            cost = quote(goal, model, recipe, cluster)
             candidates.append(Candidate(recipe=recipe, price=cost, method=label, rung=choice.position,
                                         gpus=recipe.parallelism.devices))  # fmt: skip
             if not cost.fits:
                 break
     offered = {candidate.method for candidate in candidates}
     return candidates, {label: reason for label, reason in refusals.items() if label not in offered}
-
-
-def _price(goal: Goal, model: ModelSpec, recipe: Recipe, cluster: Cluster) -> Price:
-    return price(
-        model,
-        recipe,
-        cluster,
-        vram_budget_bytes=goal.vram_budget_bytes,
-        headroom_bytes=goal.headroom_bytes,
-        assume_idle=goal.assume_idle,
-    )
 
 
 def method_label(choice: Choice) -> str:
