@@ -62,8 +62,6 @@ def _data_types(recipe: Recipe, capability: tuple[int, int]) -> Iterator[str]:
     mixed = {recipe.weights, recipe.compute} == {"bfloat16", "float16"}
     if mixed:
         yield f"{recipe.weights} weights do not go with {recipe.compute} compute"
-    if recipe.parallelism.kind.startswith("zero") and recipe.weights == "float32" and recipe.compute != "float32":
-        yield "DeepSpeed casts the model to the compute type: write weights as the compute type"
 
 
 def _placement(recipe: Recipe, cluster: Cluster) -> Iterator[str]:

@@ -39,7 +39,7 @@ def context_bytes(device: Device) -> int:
 
 def outside_bytes(device: Device, recipe: Recipe) -> int:
     """What the process holds beside torch's allocator: context, libraries and kernels, without communication."""
-    flash = FLASH_BYTES if recipe.attention == "sdpa" and recipe.compute != "float32" else 0
+    flash = FLASH_BYTES if recipe.attention != "eager" and recipe.compute != "float32" else 0
     int8 = INT8_BYTES if recipe.quantization == "int8" else 0
     return context_bytes(device) + LIBRARY_BYTES + flash + int8
 

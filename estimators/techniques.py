@@ -9,7 +9,15 @@ from estimators.strategies.adapter.full import Full
 from estimators.strategies.adapter.lora import Lora
 from estimators.strategies.attention.eager import EagerAttention
 from estimators.strategies.attention.sdpa import FusedAttention
-from estimators.strategies.axes import AdapterLaw, AttentionLaw, LossLaw, OptimizerLaw, ParallelismLaw, QuantizationLaw
+from estimators.strategies.axes import (
+    AdapterLaw,
+    AttentionLaw,
+    LossLaw,
+    Needs,
+    OptimizerLaw,
+    ParallelismLaw,
+    QuantizationLaw,
+)
 from estimators.strategies.loss.liger import LigerLoss
 from estimators.strategies.loss.plain import PlainLoss
 from estimators.strategies.loss.trl import TiledLoss
@@ -69,7 +77,16 @@ PARALLELISMS: dict[str, ParallelismLaw] = {
     )
 }
 
-ATTENTIONS: dict[str, AttentionLaw] = {law.name: law for law in (FusedAttention(name="sdpa"), EagerAttention())}
+FLASH_NEEDS = Needs(compute_capability=(8, 0), data_types=("bfloat16", "float16"))
+
+ATTENTIONS: dict[str, AttentionLaw] = {
+    law.name: law
+    for law in (
+        FusedAttention(name="sdpa"),
+        FusedAttention(name="flash_attention_2", explicit_mask=False, needs=FLASH_NEEDS),
+        EagerAttention(),
+    )
+}
 
 LOSSES: dict[str, LossLaw] = {law.name: law for law in (PlainLoss(), LigerLoss())}
 """What a recipe may name. TRL's trainer replaces the plain loss by its own tiled one."""

@@ -19,20 +19,23 @@ class FusedAttention:
     """A fused kernel."""
 
     name: str
+    explicit_mask: bool = True
+    """A padded batch brings a mask along; flash_attention_2 drops the padding instead, and is counted as if full."""
     needs: Needs = Needs()
 
     def attend(self, tape: Tape, setting: Setting, shape: Attention, query: Value, key: Value, value: Value) -> Value:
-        if shape.needs_math:
+        if shape.needs_math and self.explicit_mask:
             return EagerAttention().attend(tape, setting, shape, query, key, value)
         if setting.autocast:
             query, key, value = (tape.cast(item, setting.compute_bytes) for item in (query, key, value))
-        if setting.padded and shape.key_value_heads < shape.heads:
+        masked = setting.padded and self.explicit_mask
+        if masked and shape.key_value_heads < shape.heads:
             key, value = (repeat_heads(tape, item, shape) for item in (key, value))
         rows = setting.tokens * shape.heads
         made = Value(rows * shape.value_size, query.itemsize, query.grad or key.grad or value.grad)
         log_sum = Value(rows, 4, False)
         expanded = 2 * rows * shape.head_size * query.itemsize if shape.key_value_heads < shape.heads else 0
-        mask_bytes = setting.sequences * setting.sequence_length**2 * query.itemsize if setting.padded else 0
+        mask_bytes = setting.sequences * setting.sequence_length**2 * query.itemsize if masked else 0
         flops = attention_flops(setting, shape)
         made = tape.add(
             Node(
@@ -44,7 +47,7 @@ class FusedAttention:
                 backward_temporary=rows * (shape.head_size + 1) * 4 + expanded + mask_bytes,
                 flops=flops,
                 backward_flops=2.5 * flops,
-                launches=2 + 2 * int(setting.padded),
+                launches=2 + 2 * int(masked),
                 backward_launches=4,
             )
         )
