@@ -25,6 +25,7 @@ from planner.cluster import hypothetical_cluster
 FILES = {
     "h200_facts": "39 runs that the formulas were developed against",
     "h200_single": "31 runs on one H200, predicted before they were run; three laws were mended after them",
+    "h200_extra": "14 short runs on one H200 whose allocator was recorded, that loaded a checkpoint or evaluated",
     "h200_two": "9 runs under DeepSpeed, FSDP2 and DDP, whose laws were mended after them",
     "h100_single": "9 runs on an H100, a card that nothing was fitted on, predicted before they were run",
 }

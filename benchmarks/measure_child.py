@@ -10,8 +10,10 @@ import traceback
 from importlib.metadata import version
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parent))
 os.environ["WANDB_DISABLED"] = "true"
 
+import measure_extras
 import psutil
 import pynvml
 import torch
@@ -90,13 +92,18 @@ def quantize(model: torch.nn.Module, kind: str) -> None:
             setattr(module, name, new)
 
 
+def configuration(case: dict, recipe: dict) -> object:
+    fields = dict(case["config"])
+    config = CONFIG_MAPPING[fields.pop("model_type")](**fields)
+    config._attn_implementation, config.use_cache = recipe["attention"], False
+    return config
+
+
 def build(case: dict, recipe: dict) -> tuple:
     """The config and the model of a recipe, with random weights, on the GPU (on the CPU under ZeRO-3)."""
     import peft
 
-    fields = dict(case["config"])
-    config = CONFIG_MAPPING[fields.pop("model_type")](**fields)
-    config._attn_implementation, config.use_cache = recipe["attention"], False
+    config = configuration(case, recipe)
     dtype, quantization = DTYPES[recipe["weights"]], recipe["quantization"]
     kind, method = recipe["parallelism"]["kind"], recipe["adapter"]["method"]
     if quantization != "none":
@@ -234,14 +241,19 @@ def measure(case: dict) -> dict:
     torch.cuda.synchronize()
     context = pynvml.nvmlDeviceGetMemoryInfo(handle).used - before - torch.cuda.memory_reserved()
     clock = Clock()
+    extra = measure_extras.checkpoint_load(case, configuration(case, recipe))
+    measure_extras.start_history(case)
     trainer = make_trainer(case, recipe, clock, world)
     gc.collect()
     torch.cuda.empty_cache()
     loaded = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()
+    measure_extras.apply_cap(case)
     trainer.train()
     torch.cuda.synchronize()
+    measure_extras.save_history(case)
     mine = dict(
+        **extra,
         loaded_bytes=loaded,
         peak_allocated_bytes=torch.cuda.max_memory_allocated(),
         peak_reserved_bytes=torch.cuda.max_memory_reserved(),
@@ -252,6 +264,7 @@ def measure(case: dict) -> dict:
         resident_set_bytes=psutil.Process().memory_info().rss,
         allocator_retries=torch.cuda.memory_stats().get("num_alloc_retries"),
     )
+    mine |= measure_extras.evaluation_peak(trainer, recipe)
     ranks = [mine] * world
     if world > 1:
         torch.distributed.all_gather_object(ranks, mine)
@@ -278,6 +291,8 @@ def has(name: str) -> bool:
 
 if __name__ == "__main__":
     case = json.loads(sys.stdin.readline() if sys.argv[1] == "-" else sys.argv[1])
+    if case["recipe"].get("expandable_segments"):
+        os.environ["PYTORCH_ALLOC_CONF"] = "expandable_segments:True"
     try:
         result = measure(case)
     except torch.cuda.OutOfMemoryError as error:
@@ -289,6 +304,7 @@ if __name__ == "__main__":
             "outcome": "failed",
             "evidence": traceback.format_exc()[-1500:],
         }
+    result |= {key: case[key] for key in ("cap_bytes", "predicted") if key in case}
     if os.environ.get("LOCAL_RANK", "0") == "0":
         Path(sys.argv[2]).write_text(json.dumps(result))
     os._exit(0)

@@ -67,10 +67,11 @@ def replay(events: Iterable[Event], cap_bytes: int | None = None) -> Replay:
 class _Block:
     """A stretch of a segment, in use or free, between its neighbours."""
 
-    __slots__ = ("after", "before", "free", "offset", "segment", "size")
+    __slots__ = ("after", "before", "free", "offset", "segment", "size", "small")
 
-    def __init__(self, segment: int, offset: int, size: int) -> None:
+    def __init__(self, segment: int, offset: int, size: int, small: bool) -> None:
         self.segment = segment
+        self.small = small
         self.offset = offset
         self.size = size
         self.free = True
@@ -174,7 +175,7 @@ class CachingAllocator:
         self.peak_allocated, self.peak_reserved = self.allocated, self.reserved
 
     def _pool_of(self, block: _Block) -> _Pool:
-        return self.small if block.segment < 0 else self.large
+        return self.small if block.small else self.large
 
     def _new_segment(self, size: int) -> _Block | None:
         wanted = segment_bytes(size)
@@ -186,14 +187,13 @@ class CachingAllocator:
         self.segments += 1
         self.reserved += wanted
         self.peak_reserved = max(self.peak_reserved, self.reserved)
-        # The sign of its number tells a small segment from a large one; addresses only order blocks.
-        return _Block(-self.segments if size <= SMALL else self.segments, 0, wanted)
+        return _Block(self.segments, 0, wanted, size <= SMALL)
 
     def _split(self, block: _Block, size: int, pool: _Pool) -> None:
         rest = block.size - size
         if rest < ROUND if pool is self.small else rest <= UNSPLIT:
             return
-        tail = _Block(block.segment, block.offset + size, rest)
+        tail = _Block(block.segment, block.offset + size, rest, block.small)
         tail.before, tail.after = block, block.after
         if block.after is not None:
             block.after.before = tail

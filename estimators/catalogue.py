@@ -33,6 +33,7 @@ FIGURES = {
     "multiprocessors": "multiprocessors",
     "host_link": "host_link",
     "nvlink_gb_per_second_both_ways": "peer_link",
+    "nvlink_bridged_cards": "nvlink_bridged_cards",
     "power_watts": "power_watts",
 }
 """Every figure of a device file, with the field of Device that it fills; each needs an entry under [sources]."""
@@ -192,6 +193,7 @@ def _device(table: "_Table") -> Device:
         multiprocessors=table.whole("multiprocessors"),
         host_link=table.host_link(),
         peer_link=table.peer_link(),
+        nvlink_bridged_cards=table.whole("nvlink_bridged_cards", zero=True),
         power_watts=table.number("power_watts"),
         data_centre=table.truth("data_centre"),
         unified_memory=table.truth("unified_memory"),
@@ -228,8 +230,8 @@ class _Table:
             raise self.refusal(key, f"must be {'zero or ' if zero else ''}above zero and below {_LARGEST:g}")
         return float(value)
 
-    def whole(self, key: str) -> int:
-        value = self.number(key)
+    def whole(self, key: str, *, zero: bool = False) -> int:
+        value = self.number(key, zero=zero)
         if value != int(value):
             raise self.refusal(key, f"must be a whole number, not {value!r}")
         return int(value)

@@ -32,7 +32,7 @@ def from_document(document: object) -> Recipe:
     """
     table = _table(document, "recipe")
     version = table.pop("schema_version", SCHEMA_VERSION)
-    if version != SCHEMA_VERSION or isinstance(version, bool):
+    if version != SCHEMA_VERSION or type(version) is not int:
         raise BadInput(f"recipe: schema_version must be {SCHEMA_VERSION}, not {_shown(version)}")
     recipe = _build(Recipe, table, RECIPE, "recipe")
     if recipe.adapter.trains_everything:
@@ -51,7 +51,7 @@ def parse_recipes(text: str, where: str) -> list[object]:
         BadInput: the text is not JSON.
     """
     try:
-        whole = json.loads(text, parse_constant=_refuse_constant)
+        whole = _load(text)
     except (ValueError, RecursionError):
         return [_line(line, f"{where}:{number}") for number, line in enumerate(text.splitlines(), 1) if line.strip()]
     return whole if isinstance(whole, list) else [whole]
@@ -59,9 +59,25 @@ def parse_recipes(text: str, where: str) -> list[object]:
 
 def _line(line: str, where: str) -> object:
     try:
-        return json.loads(line, parse_constant=_refuse_constant)
+        return _load(line)
     except (ValueError, RecursionError):
         raise BadInput(f"{where}: not a recipe document: {line.strip()[:60]!r} is not JSON") from None
+
+
+def _load(text: str) -> object:
+    """The JSON in `text`; of a plan's own document, the recipe that it chose."""
+    loaded = json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_without_repetition)
+    chosen = loaded.get("chosen") if isinstance(loaded, dict) else None
+    return chosen["recipe"] if isinstance(chosen, dict) and "recipe" in chosen else loaded
+
+
+def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    table = dict(pairs)
+    if len(table) < len(pairs):
+        names = [name for name, _ in pairs]
+        repeated = next(name for name in names if names.count(name) > 1)
+        raise BadInput(f"recipe: the key {_shown(repeated)} occurs twice")
+    return table
 
 
 def _refuse_constant(name: str) -> NoReturn:
@@ -160,9 +176,11 @@ def _shown(value: object) -> str:
     return repr(value) if len(repr(value)) <= 60 else repr(value)[:57] + "..."
 
 
-_ELEMENTS = _whole(1, 1 << 40)
+MAY_BE_ZERO = ("prefetch_elements", "persistence_elements")
 BUCKETS: dict[str, Check] = {"ddp_mib": _whole(1, 1 << 20)} | {
-    field.name: _ELEMENTS for field in dataclasses.fields(Buckets) if field.name.endswith("_elements")
+    field.name: _whole(0 if field.name in MAY_BE_ZERO else 1, 1 << 40)
+    for field in dataclasses.fields(Buckets)
+    if field.name.endswith("_elements")
 }
 ADAPTER: dict[str, Check] = {
     "method": _choice(*ADAPTERS),

@@ -42,6 +42,8 @@ class Device:
     host_link: Link
     peer_link: Link | None
     """NVLink where the card has it; None means that peers are reached through the host link."""
+    nvlink_bridged_cards: int = 0
+    """How many equal cards an NVLink bridge joins; 0 where switches or fixed links join all, or there is no NVLink."""
     power_watts: float
     data_centre: bool
     unified_memory: bool = False

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 from estimators.hardware import Cluster
 from estimators.model import ModelSpec
+from estimators.placement import used_cluster
 from estimators.recipe import Recipe
 from estimators.strategies.axes import Needs
 from estimators.strategies.parallelism.offload import refusal
@@ -26,8 +27,9 @@ def objections(model: ModelSpec, recipe: Recipe, cluster: Cluster) -> tuple[str,
         find_law("attention", ATTENTIONS, recipe.attention),
         find_law("loss", LOSSES, recipe.loss),
     )
-    capability = min(gpu.device.compute_capability for gpu in cluster.gpus)
-    reasons = [reason for law in laws for reason in _unmet(law.name, law.needs, recipe, capability)]
+    used = used_cluster(cluster, recipe.parallelism.devices)
+    capability = min(gpu.device.compute_capability for gpu in used.gpus)
+    reasons = [reason for law in laws for reason in _unmet(law.name, law.needs, model, recipe, capability)]
     reasons += _data_types(recipe, capability)
     reasons += _placement(recipe, cluster)
     if model.learned_positions and recipe.sequence_length > model.max_positions:
@@ -35,10 +37,12 @@ def objections(model: ModelSpec, recipe: Recipe, cluster: Cluster) -> tuple[str,
     return tuple(reasons)
 
 
-def _unmet(name: str, needs: Needs, recipe: Recipe, capability: tuple[int, int]) -> Iterator[str]:
+def _unmet(name: str, needs: Needs, model: ModelSpec, recipe: Recipe, capability: tuple[int, int]) -> Iterator[str]:
     if capability < needs.compute_capability:
         wanted, found = (".".join(map(str, pair)) for pair in (needs.compute_capability, capability))
         yield f"{name} needs compute capability {wanted}, the GPU has {found}"
+    if needs.model_types is not None and model.model_type not in needs.model_types:
+        yield f"{name} has nothing for the model type {model.model_type}"
     for what, allowed, value in (
         ("adapter", needs.adapters, recipe.adapter.method),
         ("quantization", needs.quantizations, recipe.quantization),
@@ -66,8 +70,13 @@ def _data_types(recipe: Recipe, capability: tuple[int, int]) -> Iterator[str]:
 
 def _placement(recipe: Recipe, cluster: Cluster) -> Iterator[str]:
     parallelism = recipe.parallelism
-    if parallelism.devices > cluster.size:
-        yield f"{parallelism.devices} GPUs are asked for, {cluster.size} are there"
+    a_node = len(used_cluster(cluster, parallelism.devices).gpus)
+    if parallelism.devices > a_node * cluster.nodes:
+        divided = any(gpu.mig_parent_uuid for gpu in cluster.gpus)
+        alone = ": a job can use one MIG instance, or several GPUs that are not divided" if divided else ""
+        yield f"{parallelism.devices} GPUs are asked for, {a_node * cluster.nodes} are there{alone}"
+    elif parallelism.devices % a_node:
+        yield f"{parallelism.devices} GPUs are no whole nodes of {a_node}"
     if parallelism.kind == "none" and parallelism.devices > 1:
         yield f"{parallelism.devices} GPUs need a parallelism: ddp, zero1, zero2, zero3 or fsdp2"
     if parallelism.kind in ("ddp", "fsdp2") and parallelism.devices == 1:

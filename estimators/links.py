@@ -8,11 +8,11 @@ torch/distributed/run.py, which sets OMP_NUM_THREADS to 1 where a node has sever
 from dataclasses import dataclass
 
 from estimators.calibration import Rates
-from estimators.hardware import Cluster, Device
+from estimators.hardware import Cluster, Device, Link
 from estimators.memory import job_of
 from estimators.model import ModelSpec
 from estimators.recipe import Recipe
-from estimators.strategies.axes import Exchange
+from estimators.strategies.axes import Exchange, Job
 from estimators.techniques import ADAPTERS, PARALLELISMS, find_law
 from estimators.trainable import target_names
 
@@ -20,8 +20,6 @@ CONTAINERS = 4
 """Modules of a block that are called and have no weights of their own: block, attention, MLP, activation."""
 AROUND_BLOCKS = 6
 """Model, its base, embedding, rotary embedding, final norm, head."""
-HIDDEN_SHARE, EXPOSED_SHARE = 0.5, 0.2
-"""Of what the passes last, the part beside which collectives run; and of collectives, the part that nothing hides."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,37 +32,74 @@ class Links:
 
 
 def link_seconds(
-    model: ModelSpec, recipe: Recipe, cluster: Cluster, device: Device, rates: Rates, passes_seconds: float
+    model: ModelSpec, recipe: Recipe, cluster: Cluster, device: Device, rates: Rates, passes: tuple[float, float]
 ) -> Links:
-    """What collectives, host transfers and the optimizer on the CPU add to passes that last `passes_seconds`."""
+    """What collectives, host transfers and the optimizer on the CPU add on a cluster that the job uses all of.
+
+    `passes` are the seconds of one forward and one backward pass.
+    """
     place, times = recipe.parallelism, recipe.gradient_accumulation
     if place.kind == "none":
         return Links()
-    exchange = find_law("parallelism", PARALLELISMS, place.kind).exchange(job_of(model, recipe))
+    job = job_of(model, recipe)
+    exchange = find_law("parallelism", PARALLELISMS, place.kind).exchange(job)
     host_speed = device.host_link.bytes_per_second * rates.host_link_efficiency
     moved = exchange.to_host + exchange.from_host + times * (exchange.micro_to_host + exchange.micro_from_host)
     stored = exchange.disk + times * exchange.micro_disk
     ranks = min(len(cluster.gpus), place.devices)
     return Links(
-        communication=_communication(exchange, recipe, cluster, device, rates, passes_seconds),
+        communication=_communication(exchange, job, times, cluster, device, rates, passes),
         transfers=moved / host_speed + stored / rates.nvme_bytes_per_second,
         host_optimizer=exchange.host_optimizer_parameters * _cpu_adam_seconds(ranks, rates),
     )
 
 
 def _communication(
-    exchange: Exchange, recipe: Recipe, cluster: Cluster, device: Device, rates: Rates, passes_seconds: float
+    exchange: Exchange,
+    job: Job,
+    times: int,
+    cluster: Cluster,
+    device: Device,
+    rates: Rates,
+    passes: tuple[float, float],
 ) -> float:
-    times, devices = recipe.gradient_accumulation, recipe.parallelism.devices
-    link = cluster.node_link if cluster.nodes > 1 and cluster.node_link else cluster.peer_link or device.host_link
-    share = (devices - 1) / devices / (link.bytes_per_second * rates.peer_link_efficiency)
-    micro = share * (exchange.micro_gathered + exchange.micro_reduced) + exchange.micro_calls * link.latency_seconds
+    """A step's collectives, less what runs beside the passes: of each micro-batch, and of the last backward pass."""
+    link = _slowest_link(cluster, device)
+    share = (job.devices - 1) / job.devices / (link.bytes_per_second * rates.peer_link_efficiency)
     memory_speed = device.memory_bytes_per_second * rates.efficiency(device).memory
-    beside = times * (micro + exchange.micro_copied / memory_speed)
-    beside += share * (2 * exchange.reduced + exchange.scattered)
+    micro = share * (exchange.micro_gathered + exchange.micro_reduced) + exchange.micro_calls * link.latency_seconds
+    micro += exchange.micro_copied / memory_speed
+    once = share * (2 * exchange.reduced + exchange.scattered)
     after = share * exchange.gathered + exchange.calls * link.latency_seconds + exchange.copied / memory_speed
-    exposed = max(EXPOSED_SHARE * beside, beside - HIDDEN_SHARE * passes_seconds) if exchange.overlaps else beside
-    return exposed + after
+    if not exchange.overlaps:
+        return times * micro + once + after
+    forward, backward = passes
+    first, last = _unhidden(job)
+    # What a micro-batch gathers and reduces takes its part of the last backward pass, too.
+    left = backward * max(0.0, 1 - micro / (forward + backward))
+    return times * max(first * micro, micro - forward - backward) + max(last * once, once - left) + after
+
+
+def _slowest_link(cluster: Cluster, device: Device) -> Link:
+    """What a ring through all GPUs is as fast as: the link in a node, or the one between nodes."""
+    peers = cluster.peer_link or device.host_link
+    between = cluster.node_link if cluster.nodes > 1 else None
+    return min(peers, between or peers, key=lambda link: link.bytes_per_second)
+
+
+def _unhidden(job: Job) -> tuple[float, float]:
+    """Of a micro-batch's collectives, and of a step's, the shares beside which no pass runs.
+
+    The embedding is gathered before anything is computed, and its gradient comes last of all. DDP reduces it with what
+    is in the same bucket, and no less than a bucket. Sources: torch 2.13 csrc/distributed/c10d/reducer.cpp (a bucket
+    goes out when its last gradient is there; tensors are dealt out in reverse order), _fsdp_param_group.py (a unit is
+    gathered on a stream of its own while the one in front of it runs; the first has none in front).
+    """
+    embedding = job.embedding_parameters - (0 if job.tied else job.head_parameters)
+    whole = sum(group.parameters for group in (*job.trained, *job.frozen))
+    bucket = (job.buckets.ddp_mib << 20) // job.trainable_bytes_each
+    last = max(0 if job.adapter else embedding, bucket)
+    return embedding / max(1, whole), min(1.0, last / max(1, job.trainable_parameters))
 
 
 def _cpu_adam_seconds(ranks: int, rates: Rates) -> float:
@@ -93,11 +128,11 @@ def module_calls(model: ModelSpec, recipe: Recipe) -> int:
     """Modules that one forward pass calls."""
     adapter = recipe.adapter
     names = frozenset() if adapter.trains_everything else target_names(model, adapter.targets)
-    # An adapter's own layer is called beside its base, its dropout and its matrices.
-    around = 2 + find_law("adapter", ADAPTERS, adapter.method).tensors() if names else 0
+    law = find_law("adapter", ADAPTERS, adapter.method)
     calls = AROUND_BLOCKS
     for block, count in model.block_counts:
         norms = (*block.norms, *block.attention.query_key_norms)
-        adapted = sum(layer.name in names for layer in block.linears)
-        calls += count * (CONTAINERS + len(norms) + len(block.linears) + around * adapted)
+        # An adapter's own layer is called beside its base, its dropout and its matrices.
+        adapters = sum(2 + len(law.shapes(layer, adapter.rank)) for layer in block.linears if layer.name in names)
+        calls += count * (CONTAINERS + len(norms) + len(block.linears) + adapters)
     return calls

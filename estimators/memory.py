@@ -14,7 +14,7 @@ from estimators.model import ModelSpec
 from estimators.recipe import Adapter, Buckets, Parallelism, Recipe
 from estimators.strategies.adapter.lora import ADAPTER_BYTES
 from estimators.strategies.axes import Job, Phase, Resident
-from estimators.techniques import OPTIMIZERS, PARALLELISMS, QUANTIZATIONS, find_law
+from estimators.techniques import OPTIMIZERS, PARALLELISMS, find_law
 from estimators.trainable import FULL, ITEM_BYTES, base_weight_bytes, groups_of, trainable_groups
 from estimators.units import MIB
 from estimators.walk import Walk, walk
@@ -101,7 +101,7 @@ def _job(
     checkpointing: bool,
     accumulates: bool,
 ) -> Job:
-    law, stored = find_law("optimizer", OPTIMIZERS, optimizer), find_law("quantization", QUANTIZATIONS, quantization)
+    law = find_law("optimizer", OPTIMIZERS, optimizer)
     groups, everything = groups_of(model, adapter), adapter.trains_everything
     loaded = ITEM_BYTES[weights] if everything else ADAPTER_BYTES
     sharded = place.kind in FLOAT32_SHARDS
@@ -113,7 +113,6 @@ def _job(
     return Job(
         devices=place.devices,
         weights_bytes=base_weight_bytes(model, quantization, stream_bytes, stream_bytes),
-        frozen_parameters=0 if everything else model.parameters,
         trainable_parameters=sum(group.parameters for group in groups),
         trainable_bytes_each=ITEM_BYTES[compute] if sharded else loaded,
         trainable_bytes_loaded=loaded,
@@ -123,7 +122,6 @@ def _job(
         step_temporary_bytes=law.step_temporary_bytes(groups, master),
         largest_tensor=max((group.elements for group in groups), default=0),
         block_parameters=block.parameters,
-        block_bytes=sum(stored.stored_bytes(layer, stream_bytes) for layer in block.linears if layer.quantizable),
         embedding_parameters=model.embedding_parameters + model.head_parameters,
         layers=len(model.layers),
         compute_bytes=ITEM_BYTES[compute],
@@ -215,7 +213,7 @@ def _alive(model: ModelSpec, recipe: Recipe, walked: Walk, job: Job) -> Iterator
     beside_first = walked.stream_bytes + (walked.pinned if checkpointing else 0)
     yield "backward pass of the first block", "backward", _Alive(beside_first + working), 1.0 - embedding_share
     # A tied embedding's gradient already exists, from the head: the new one is made beside it and added.
-    again = embedding if model.tied else 0
+    again = embedding if model.tied or job.accumulates else 0
     yield "gradient of the embedding", "backward", _Alive(walked.stream_bytes, 0, 0, again), 1.0
     yield "optimizer step", "step", _Alive(), 1.0
 

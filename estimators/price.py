@@ -34,12 +34,15 @@ class GpuShare:
     headroom_bytes: int
     """Kept free below the budget."""
     process: Interval
+    """At the peak of training."""
+    worst_phase: Interval
+    """The process in the worst phase that the job goes through: training, or an evaluation that takes more."""
     verdict: Verdict
 
     @property
     def spare_bytes(self) -> float:
-        """Budget less headroom less the upper end of the error bar: negative where the job does not fit."""
-        return self.budget_bytes - self.headroom_bytes - self.process.high
+        """Budget less headroom less the upper end of the worst phase: negative where the job does not fit."""
+        return self.budget_bytes - self.headroom_bytes - self.worst_phase.high
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,6 +8,7 @@ from estimators.hardware import Cluster, Device, Gpu
 from estimators.legality import objections
 from estimators.memory import Memory, estimate_memory, job_of
 from estimators.model import ModelSpec
+from estimators.placement import used_cluster
 from estimators.price import GpuShare, Interval, Price, Verdict, exactly
 from estimators.process import outside_bytes, slack_bytes
 from estimators.recipe import Recipe
@@ -42,7 +43,8 @@ def price(
     reasons = objections(model, recipe, cluster)
     if reasons:
         raise BadInput("; ".join(reasons))
-    used = used_gpus(cluster, recipe.parallelism.devices)
+    cluster = used_cluster(cluster, recipe.parallelism.devices)
+    used = cluster.gpus
     kinds = {gpu.device.name: gpu.device for gpu in used}
     sizes = {name: _Size(model, recipe, device, calibration) for name, device in kinds.items()}
     shares = tuple(
@@ -51,12 +53,16 @@ def price(
     )
     worst = sizes[min(zip(shares, used, strict=True), key=lambda pair: pair[0].spare_bytes)[1].device.name]
     seconds = step_seconds(model, recipe, cluster, calibration.rates)
+    paged = max(_paged_out_bytes(share, worst.memory) for share in shares)
+    seconds["host transfers"] += (
+        2 * paged / (used[0].device.host_link.bytes_per_second * calibration.rates.host_link_efficiency)
+    )
     total = sum(seconds.values())
     bars, seen = calibration.error_bars, set(calibration.seen_devices)
     low, high = bars.step_seconds if kinds.keys() <= seen else bars.unseen_step_seconds
     step = Interval(value=total, low=total * low, high=total * high)
     tokens = recipe.tokens_per_step
-    host, disk = _host(model, recipe, cluster, calibration)
+    host, disk = _host(model, recipe, cluster, calibration, paged)
     return Price(
         evidence="formula",
         peak_allocated=worst.allocated,
@@ -70,18 +76,11 @@ def price(
         terms=worst.terms(),
         phases=worst.phases(),
         seconds=seconds,
-        gpus=shares,
-        host_verdict=_covers(cluster.host.memory_bytes, host) if recipe.parallelism.offload else "fits",
+        gpus=shares * (recipe.parallelism.devices // len(shares)),
+        host_verdict=_covers(cluster.host.memory_bytes, host) if recipe.parallelism.offload or paged else "fits",
         disk_verdict=_covers(cluster.host.disk_bytes, disk),
         notes=_notes(model, recipe, worst.memory),
     )
-
-
-def used_gpus(cluster: Cluster, devices: int) -> tuple[Gpu, ...]:
-    """The GPUs of one node that a job of `devices` ranks uses: the roomiest first, in the cluster's order."""
-    per_node = min(len(cluster.gpus), devices)
-    roomiest = sorted(range(len(cluster.gpus)), key=lambda at: (-_room(cluster.gpus[at]), at))[:per_node]
-    return tuple(cluster.gpus[at] for at in sorted(roomiest))
 
 
 def budget_bytes(gpu: Gpu, vram_budget_bytes: int | None, assume_idle: bool) -> int:
@@ -95,10 +94,6 @@ def budget_bytes(gpu: Gpu, vram_budget_bytes: int | None, assume_idle: bool) -> 
 def headroom_of(budget: int, headroom_bytes: int | None) -> int:
     """What stays free: the user's figure, or the larger of 256 MiB and 2 % of the budget."""
     return max(LEAST_HEADROOM_BYTES, round(HEADROOM_SHARE * budget)) if headroom_bytes is None else headroom_bytes
-
-
-def _room(gpu: Gpu) -> int:
-    return gpu.device.usable_bytes if gpu.free_bytes is None else gpu.free_bytes
 
 
 class _Size:
@@ -136,9 +131,18 @@ class _Size:
     def worst(self) -> Interval:
         """The process in the worst phase that the job goes through, its evaluations included."""
         evaluation = self.memory.evaluation
-        if evaluation is None or evaluation.total_bytes <= self.memory.allocated_bytes:
+        more = evaluation.total_bytes / self.memory.allocated_bytes - 1 if evaluation else 0.0
+        if more <= 0:
             return self.process
-        return self.process.scaled(evaluation.total_bytes / self.memory.allocated_bytes)
+        low, value, high = (
+            process + more * reserved
+            for process, reserved in (
+                (self.process.low, self.reserved.low),
+                (self.process.value, self.reserved.value),
+                (self.process.high, self.reserved.high),
+            )
+        )
+        return Interval(value=value, low=low, high=high)
 
     def terms(self) -> dict[str, int]:
         inside = dict(self.memory.peak.terms)
@@ -161,10 +165,10 @@ def _share(gpu: Gpu, size: _Size, budget: int, headroom_bytes: int | None) -> Gp
     headroom = headroom_of(budget, headroom_bytes)
     verdict: Verdict = "does not fit"
     worst = size.worst
-    unflushed = size.allocated.high + size.context + size.communication
+    flushed = size.allocated.high + size.context + size.communication + worst.high - size.process.high
     if budget - headroom >= worst.high:
         verdict = "fits"
-    elif budget - headroom >= unflushed * worst.high / size.process.high:
+    elif budget - headroom >= flushed:
         # It lives only because the allocator gives its cache back in time, again and again.
         verdict = "tight"
     return GpuShare(
@@ -172,18 +176,28 @@ def _share(gpu: Gpu, size: _Size, budget: int, headroom_bytes: int | None) -> Gp
         index=gpu.index,
         budget_bytes=budget,
         headroom_bytes=headroom,
-        process=worst,
+        process=size.process,
+        worst_phase=worst,
         verdict=verdict,
     )
 
 
-def _host(model: ModelSpec, recipe: Recipe, cluster: Cluster, calibration: Calibration) -> tuple[Interval, Interval]:
-    """Host RAM and disk of one node."""
+def _paged_out_bytes(share: GpuShare, memory: Memory) -> int:
+    """Managed optimizer state for which the GPU has no room: it lives in host memory, and is paged in and out."""
+    room = share.budget_bytes - share.headroom_bytes - share.process.value
+    return round(min(memory.managed_bytes, max(0.0, memory.managed_bytes - room)))
+
+
+def _host(
+    model: ModelSpec, recipe: Recipe, cluster: Cluster, calibration: Calibration, paged_bytes: int
+) -> tuple[Interval, Interval]:
+    """Host RAM and disk of one node; `paged_bytes` are a rank's."""
     law, job = find_law("parallelism", PARALLELISMS, recipe.parallelism.kind), job_of(model, recipe)
     ranks = min(len(cluster.gpus), recipe.parallelism.devices)
-    needed = ranks * HOST_PROCESS_BYTES + law.host_bytes(job)
+    share = ranks / recipe.parallelism.devices
+    needed = ranks * (HOST_PROCESS_BYTES + paged_bytes) + round(share * law.host_bytes(job))
     low, high = calibration.error_bars.host
-    disk = law.disk_bytes(job)
+    disk = round(share * law.disk_bytes(job))
     return Interval(value=needed, low=needed * low, high=needed * high), exactly(disk)
 
 

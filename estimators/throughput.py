@@ -117,7 +117,7 @@ CAUSES = (
 
 
 def step_seconds(model: ModelSpec, recipe: Recipe, cluster: Cluster, rates: Rates) -> dict[str, float]:
-    """Seconds of one optimizer step by cause (CAUSES); their sum is the step."""
+    """Seconds of one optimizer step by cause (CAUSES); their sum is the step. The job uses all of `cluster`."""
     device = min((gpu.device for gpu in cluster.gpus), key=lambda one: matmul_flops_per_second(one, recipe.compute))
     walked = walk(model, recipe)
     speed = achieved(device, recipe.compute, rates)
@@ -131,9 +131,9 @@ def step_seconds(model: ModelSpec, recipe: Recipe, cluster: Cluster, rates: Rate
     times = recipe.gradient_accumulation
     gpu = Pass().plus(forward, times).plus(backward, times)
     ahead_hooks, back_hooks = hook_seconds(model, recipe, rates)
-    waiting = max(0.0, forward.host + ahead_hooks - forward.gpu) + max(0.0, backward.host + back_hooks - backward.gpu)
+    lasting = max(forward.gpu, forward.host + ahead_hooks), max(backward.gpu, backward.host + back_hooks)
+    waiting = sum(lasting) - forward.gpu - backward.gpu
     optimizer = _optimizer_seconds(model, recipe, device, rates)
-    lasting = times * (forward.gpu + backward.gpu + waiting)
     links = link_seconds(model, recipe, cluster, device, rates, lasting)
     return {
         "matrix products": gpu.matmul,

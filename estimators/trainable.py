@@ -51,12 +51,6 @@ def base_weight_bytes(model: ModelSpec, quantization: str, weight_bytes: int, st
     return total + outside * stream_bytes
 
 
-@lru_cache(maxsize=1024)
-def adapter_parameters(model: ModelSpec, method: str, rank: int, targets: tuple[str, ...] | str) -> int:
-    """Trainable parameters of all adapters."""
-    return sum(group.parameters for group in _adapter_groups(model, method, rank, targets))
-
-
 def trainable_groups(model: ModelSpec, recipe: Recipe) -> tuple[ParameterGroup, ...]:
     """The tensors that the optimizer steps through, equal ones together."""
     return groups_of(model, recipe.adapter)
@@ -86,7 +80,7 @@ def _adapter_groups(
     for block, count in model.block_counts:
         for layer in block.linears:
             if layer.name in names:
-                shapes = ((rank, layer.inputs), (layer.outputs, rank), (layer.outputs, 1))[: law.tensors()]
+                shapes = law.shapes(layer, rank)
                 groups += [ParameterGroup(count * layer.copies, *shape) for shape in shapes]
     return tuple(groups)
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from estimators.catalogue import smallest_device
 from estimators.hardware import Cluster, Device
+from estimators.legality import objections
 from estimators.model import ModelSpec
 from estimators.pricing import budget_bytes, headroom_of
 from estimators.recipe import Recipe
@@ -33,12 +34,16 @@ def cheapest_change(
         return None
     rung = rules.rungs(goal.methods)[missed.rung].method
     for option, recipe in _changes(missed.recipe):
-        if quote(goal, model, recipe, cluster).fits:
+        if not objections(model, recipe, cluster) and quote(goal, model, recipe, cluster).fits:
             return f"{rung} would fit with {option}"
     freed = _freed(goal, cluster, missed)
     if freed:
         return f"{rung} would fit once {freed} held by other processes are free"
+    if host := _host_that_holds(missed, best):
+        return f"{rung} would fit with offload, on a host with {format_bytes(host)} of free memory"
     short = -missed.price.tightest.spare_bytes
+    if goal.vram_budget_bytes is not None:
+        return f"{rung} needs {format_bytes(short)} more a GPU than --vram-budget allows"
     card = _card_that_holds(goal, missed)
     where = f"; the smallest card that holds it is {card.name}" if card and len(cluster.gpus) == 1 else ""
     return f"{rung} needs {format_bytes(short)} more a GPU{where}"
@@ -78,6 +83,18 @@ def _freed(goal: Goal, cluster: Cluster, missed: Candidate) -> str | None:
         if idle - headroom_of(idle, goal.headroom_bytes) < missed.price.process.high:
             return None
     return format_bytes(held) if held > 0 else None
+
+
+def _host_that_holds(missed: Candidate, best: Sequence[Candidate]) -> float | None:
+    """Host memory with which the same rung would run offloaded, where that is all it lacks."""
+    lacking = [
+        one.price.host.high
+        for one in best
+        if one.rung == missed.rung
+        and one.price.host_verdict != "fits"
+        and all(share.verdict == "fits" for share in one.price.gpus)
+    ]
+    return min(lacking, default=None)
 
 
 def _card_that_holds(goal: Goal, missed: Candidate) -> Device | None:

@@ -17,6 +17,9 @@ from planner.words import assumptions_of, next_command_of, verdict_of, why_lost
 SAME_SPEED = 0.01
 """Recipes within 1 % of each other's speed count as equally fast: the smaller one is taken."""
 
+SAME_COST = 0.05
+"""A GPU more must save at least so much of the cost of a token: far less is within any error bar."""
+
 
 def make_plan(goal: Goal, model: ModelSpec, cluster: Cluster, rules: Rules | None = None) -> Plan:
     """The best recipe for the goal on the cluster, with what it was chosen over.
@@ -38,12 +41,12 @@ def make_plan(goal: Goal, model: ModelSpec, cluster: Cluster, rules: Rules | Non
         evidence="formula",
         confirmed=False,
         verdict=verdict_of(goal, model, cluster, chosen, best),
-        rule=_rule_pick(rules, cluster, chosen) if goal.methods is None else None,
+        rule=_rule_pick(rules, cluster, chosen, candidates) if goal.methods is None else None,
         alternatives=alternatives,
         refusals=tuple(Refusal(method=method, reason=reason) for method, reason in refusals.items()),
         cheapest_change=cheapest_change(goal, model, cluster, rules, chosen, best),
         assumptions=assumptions_of(goal, cluster, rules, chosen),
-        next_command=next_command_of(goal, cluster, chosen),
+        next_command=next_command_of(goal, cluster, chosen, best),
         recipes_priced=len(candidates),
     )
 
@@ -75,8 +78,11 @@ def make_matrix(goal: Goal, model: ModelSpec, devices: Sequence[Device], rules: 
 
 
 def price_all(goal: Goal, model: ModelSpec, cluster: Cluster, rules: Rules) -> tuple[list[Candidate], dict[str, str]]:
-    """A candidate for every recipe up to the first micro-batch that does not fit (no larger one can), and the methods
-    that no recipe offers, with the reason."""
+    """A candidate for every recipe, and the methods that no recipe offers, with the reason.
+
+    Memory only grows with the micro-batch while gradients are accumulated: past one that does not fit, nothing larger
+    does but the last, which accumulates nothing.
+    """
     candidates: list[Candidate] = []
     refusals: dict[str, str] = {}
     for choice in choices(goal, model, cluster, rules):
@@ -85,12 +91,14 @@ def price_all(goal: Goal, model: ModelSpec, cluster: Cluster, rules: Rules) -> t
         if reasons:
             refusals.setdefault(label, reasons[0])
             continue
+        missed = False
         for recipe in choice.recipes():
+            if missed and recipe.gradient_accumulation > 1:
+                continue
             cost = quote(goal, model, recipe, cluster)
             candidates.append(Candidate(recipe=recipe, price=cost, method=label, rung=choice.position,
                                         gpus=recipe.parallelism.devices))  # fmt: skip
-            if not cost.fits:
-                break
+            missed = missed or not cost.fits
     offered = {candidate.method for candidate in candidates}
     return candidates, {label: reason for label, reason in refusals.items() if label not in offered}
 
@@ -118,7 +126,9 @@ def choose(goal: Goal, candidates: Sequence[Candidate]) -> Candidate | None:
     if goal.objective == "memory":
         return min(pool, key=lambda one: (one.price.process.value * one.gpus, -one.price.tokens_per_second.value))
     if goal.objective == "cost":
-        return min(pool, key=lambda one: one.gpus / one.price.tokens_per_second.value)
+        cheapest = min(one.gpus / one.price.tokens_per_second.value for one in pool)
+        pool = [one for one in pool if one.gpus / one.price.tokens_per_second.value <= cheapest * (1 + SAME_COST)]
+        return min(pool, key=lambda one: (one.gpus, one.gpus / one.price.tokens_per_second.value))
     if goal.objective == "quality":
         top = min(one.rung for one in pool)
         pool = [one for one in pool if one.rung == top]
@@ -151,20 +161,22 @@ def _best_of_each(goal: Goal, candidates: Sequence[Candidate]) -> list[Candidate
     return sorted(best, key=rank)
 
 
-def _rule_pick(rules: Rules, cluster: Cluster, chosen: Candidate | None) -> RulePick | None:
+def _rule_pick(
+    rules: Rules, cluster: Cluster, chosen: Candidate | None, candidates: Sequence[Candidate]
+) -> RulePick | None:
     """What the rule by card would start from, and what the estimate made of it."""
     smallest = min((gpu.device for gpu in cluster.gpus), key=lambda device: device.total_bytes)
     rule = next((rule for rule in rules.vram_rules if rule.matches(smallest)), None)
     if rule is None:
         return None
-    if chosen is None:
-        return RulePick(method=rule.method, rule=rule.words, confirmed=False, comment=f"{rule.method} does not fit")
-    method = rules.ladder[chosen.rung].method
-    confirmed = method == rule.method
-    order = [rung.method for rung in rules.ladder]
+    taken = rules.ladder[chosen.rung].method if chosen else None
+    possible = any(one.price.fits for one in candidates if rules.ladder[one.rung].method == rule.method)
     comment = "confirmed"
-    if not confirmed:
-        higher = rule.method not in order or chosen.rung < order.index(rule.method)
+    if chosen is None or not possible:
+        comment = f"{rule.method} does not fit"
+    elif taken != rule.method:
         states = " with 8-bit AdamW" if "8bit" in chosen.recipe.optimizer else ""
-        comment = f"{method} fits{states}" if higher else f"{rule.method} does not fit"
-    return RulePick(method=rule.method, rule=rule.words, confirmed=confirmed, comment=comment)
+        order = [rung.method for rung in rules.ladder]
+        better = rule.method not in order or chosen.rung < order.index(rule.method)
+        comment = f"{taken} fits{states}" if better else f"{taken} is better at what was asked for"
+    return RulePick(method=rule.method, rule=rule.words, confirmed=taken == rule.method, comment=comment)

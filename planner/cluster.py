@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from estimators.errors import NoUsableGpu
 from estimators.hardware import Cluster, Device, Gpu, Host, Link
+from estimators.placement import peer_link
 
 if TYPE_CHECKING:
     from runners.probe import Probe
@@ -38,15 +39,11 @@ def cluster_of(probe: "Probe", nodes: int, host: Host, link: Link | None) -> Clu
 
 
 def _linked(gpus: tuple[Gpu, ...], nodes: int, host: Host, link: Link | None, *, hypothetical: bool) -> Cluster:
-    """NVLink joins the GPUs of a node where every one of them has it (and, on a live machine, sees its peers)."""
-    peers = [gpu.device.peer_link for gpu in gpus]
-    joined = all(peers) and (hypothetical or len(gpus) == 1 or all(gpu.nvlink_peers for gpu in gpus))
-    peer = min((one for one in peers if one), key=lambda one: one.bytes_per_second) if joined else None
     return Cluster(
         gpus=gpus,
         nodes=nodes,
         host=host,
-        peer_link=link if link and nodes == 1 else peer,
+        peer_link=link if link and nodes == 1 else peer_link(gpus, hypothetical),
         node_link=(link or NODE_LINK) if nodes > 1 else None,
         hypothetical=hypothetical,
         described_link=link,

@@ -44,5 +44,7 @@ class Goal:
     tokens: int | None = None
     """Length of the whole job, to be priced in hours."""
     samples: int | None = None
+    rules_path: str | None = None
+    """A rules file of the user's own, to be named again in the next command."""
     top: int = 8
     """How many alternatives to show."""

@@ -26,7 +26,6 @@ class Defaults:
     rank: int
     alpha_per_rank: int
     dropout: float
-    optimizer: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

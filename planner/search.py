@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from estimators.errors import BadInput
 from estimators.hardware import Cluster
 from estimators.model import ModelSpec
+from estimators.placement import used_cluster, whole_gpus
 from estimators.recipe import Adapter, Parallelism, Recipe
 from estimators.trainable import default_targets
 from planner.goal import Goal
@@ -48,12 +49,15 @@ def choices(goal: Goal, model: ModelSpec, cluster: Cluster, rules: Rules) -> Ite
     """All choices, rung by rung.
 
     Raises:
-        BadInput: the global batch cannot be made of the micro-batch on any number of these GPUs.
+        BadInput: the micro-batch does not divide the global batch, or offload is required and nothing is known of the
+            host.
     """
+    batch = goal.global_batch or rules.defaults.global_batch
+    if goal.micro_batch is not None and batch % goal.micro_batch:
+        raise BadInput(f"micro-batch {goal.micro_batch} does not divide the global batch of {batch}")
+    if goal.offload == "required" and cluster.host.memory_bytes is None:
+        raise BadInput("--offload required needs --host-memory, for nothing is known of the host")
     placements = [place for place in _placements(goal, cluster) if _micro_batches(goal, rules, place.devices)]
-    if not placements:
-        batch = goal.global_batch or rules.defaults.global_batch
-        raise BadInput(f"a global batch of {batch} is no multiple of the micro-batch {goal.micro_batch}")
     for position, rung in enumerate(rules.rungs(goal.methods)):
         for place in placements:
             if rung.adapter != "full" and _only_helps_states(place):
@@ -81,9 +85,26 @@ def with_micro_batch(recipe: Recipe, micro_batch: int, accumulation: int) -> Rec
 _FIELDS = tuple(Recipe.__dataclass_fields__)
 
 
+def device_counts(cluster: Cluster) -> list[int]:
+    """How many GPUs a job can use: one, several whole ones of one node, or all whole ones of several nodes."""
+    a_node = len(whole_gpus(cluster))
+    return [*range(1, max(1, a_node) + 1), *(nodes * a_node for nodes in range(2, cluster.nodes + 1) if a_node)]
+
+
+def idle_reason(goal: Goal, cluster: Cluster, rules: Rules) -> str | None:
+    """Why no recipe uses all GPUs, where the batch is why; None where some recipe does."""
+    gpus, batch = device_counts(cluster)[-1], goal.global_batch or rules.defaults.global_batch
+    if _micro_batches(goal, rules, gpus):
+        return None
+    of = f" in micro-batches of {goal.micro_batch}" if goal.micro_batch else ""
+    multiple = gpus * (goal.micro_batch or 1)
+    enough = -(-batch // multiple) * multiple
+    return f"a global batch of {batch} cannot be divided over {gpus} GPUs{of} (try --global-batch {enough})"
+
+
 def _placements(goal: Goal, cluster: Cluster) -> Iterator[Parallelism]:
     """Every way to spread over some of the GPUs, and to offload where the goal and the host allow it."""
-    counts = range(1, len(cluster.gpus) + 1) if cluster.nodes == 1 else (cluster.size,)
+    counts = device_counts(cluster)
     if goal.offload != "required":
         for devices in counts:
             for kind in ("none",) if devices == 1 else SEVERAL_GPUS:
@@ -128,7 +149,7 @@ def _recipe(
         compute=compute,
         optimizer=optimizer,
         gradient_checkpointing=checkpointing,
-        attention=goal.attention or "sdpa",
+        attention=goal.attention or _attention(model),
         loss=goal.loss or "plain",
         micro_batch=1,
         gradient_accumulation=batch // place.devices,
@@ -152,8 +173,9 @@ def _adapter(goal: Goal, model: ModelSpec, rules: Rules, rung: Rung) -> Adapter:
 
 
 def _types(goal: Goal, cluster: Cluster, rung: Rung, place: Parallelism) -> tuple[str, str]:
-    """Stored and compute type: 16-bit compute in what every card can, float32 weights where the rung trains them."""
-    half = "bfloat16" if all(gpu.device.supports_bfloat16 for gpu in cluster.gpus) else "float16"
+    """Stored and compute type: 16-bit compute in what all its cards can, float32 weights where the rung trains them."""
+    used = used_cluster(cluster, place.devices).gpus
+    half = "bfloat16" if all(gpu.device.supports_bfloat16 for gpu in used) else "float16"
     if goal.precision is not None:
         stored, compute = (half if name == "half" else name for name in PRECISIONS[goal.precision])
         if rung.adapter != "full" and goal.precision == "amp":
@@ -162,3 +184,8 @@ def _types(goal: Goal, cluster: Cluster, rung: Rung, place: Parallelism) -> tupl
         stored, compute = ("float32", half) if rung.weights == "float32" else (half, half)
     # Under ZeRO the float32 weights are DeepSpeed's own sharded master copy.
     return (compute if place.kind.startswith("zero") else stored), compute
+
+
+def _attention(model: ModelSpec) -> str:
+    """sdpa, but for models that cap attention's scores (Gemma 2): transformers 5 has only their own code for that."""
+    return "eager" if any(block.attention.softcap for block, _ in model.block_counts) else "sdpa"

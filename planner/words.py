@@ -2,7 +2,7 @@
 
 import shlex
 from collections.abc import Iterator, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 
 from estimators.calibration import DEFAULT
 from estimators.hardware import Cluster
@@ -11,6 +11,7 @@ from estimators.units import format_bytes
 from planner.goal import Goal
 from planner.plan import Candidate
 from planner.rules import Rules
+from planner.search import idle_reason
 
 OPTIONS = {
     "methods": "--method",
@@ -35,9 +36,11 @@ OPTIONS = {
     "assume_idle": "--assume-idle",
     "tokens": "--tokens",
     "samples": "--samples",
+    "rules_path": "--rules",
 }
 DEFAULT_GOAL_VALUES = {field.name: field.default for field in fields(Goal)}
-DEFAULT_LENGTH = 2048
+
+OLDEST_IN_CUDA_13 = (7, 5)
 
 METHOD_WORDS = {"full": "full fine-tuning", "lora": "LoRA", "qlora": "QLoRA", "dora": "DoRA"}
 OPTIMIZER_WORDS = {"adamw_8bit": "8-bit AdamW", "adamw_torch_fused": "AdamW", "adamw_torch": "AdamW"}
@@ -141,6 +144,8 @@ def _assumed(goal: Goal, cluster: Cluster | None, rules: Rules, chosen: Candidat
     ]
     if taken:
         yield "taken because not said: " + ", ".join(taken)
+    if cluster and (idle := idle_reason(goal, cluster, rules)):
+        yield f"not all GPUs can be used: {idle}"
     if not goal.padded:
         yield "every sequence is full: shorter ones need less, none needs more"
     if cluster is None or cluster.hypothetical:
@@ -151,22 +156,35 @@ def _assumed(goal: Goal, cluster: Cluster | None, rules: Rules, chosen: Candidat
     if unseen:
         names = ", ".join(sorted(unseen))
         yield f"speed on {names} is scaled by the data sheet from other cards; nothing was measured there"
+    kinds = [gpu.device for gpu in cluster.gpus] if cluster else []
+    old = {device.name for device in kinds if device.compute_capability < OLDEST_IN_CUDA_13}
+    if old:
+        yield f"torch's CUDA 13 builds have dropped {', '.join(sorted(old))}: it needs a CUDA 12 build"
+    if cluster and cluster.hypothetical and cluster.host.memory_bytes is None and goal.offload == "allowed":
+        yield "no offload was considered, for nothing is known of the host: say --host-memory"
     if chosen and chosen.recipe.trainer == "transformers":
         yield "the stock Trainer and its loss; TRL's needs less for large vocabularies (--trainer trl)"
 
 
-def next_command_of(goal: Goal, cluster: Cluster, chosen: Candidate | None) -> str:
-    """A command to copy: keep this plan with its recipe as a document, or ask again with half the sequence."""
-    words = ["plan", "--model", goal.model, *_machine_options(cluster), *_goal_options(goal)]
-    if chosen is None:
-        length = goal.sequence_length or DEFAULT_LENGTH
-        return shlex.join([*words, "--seq-len", str(max(1, length // 2))])
-    return shlex.join([*words, "--json"]) + " > plan.json"
+def next_command_of(goal: Goal, cluster: Cluster, chosen: Candidate | None, missed: Sequence[Candidate]) -> str:
+    """A command to copy: keep this plan with its recipe as a document; where nothing fits, ask for half the sequence;
+    where nothing can run at all, ask without restrictions."""
+    machine = ["plan", "--model", goal.model, *_machine_options(cluster)]
+    if chosen is not None:
+        return shlex.join([*machine, *_goal_options(goal), "--json"]) + " > plan.json"
+    if not missed:
+        return shlex.join(machine)
+    shorter = replace(goal, sequence_length=max(1, missed[0].recipe.sequence_length // 2))
+    return shlex.join([*machine, *_goal_options(shorter)])
 
 
 def _machine_options(cluster: Cluster) -> Iterator[str]:
     if not cluster.hypothetical:
         yield from ("--gpus", "auto")
+        if cluster.nodes > 1:
+            yield from ("--nodes", str(cluster.nodes))
+        if cluster.described_link is not None:
+            yield from ("--link", f"{cluster.described_link.bytes_per_second / 1e9:g}GB/s")
         return
     kinds: dict[str, int] = {}
     for gpu in cluster.gpus:
@@ -192,6 +210,6 @@ def _goal_options(goal: Goal) -> Iterator[str]:
         elif isinstance(value, tuple):
             yield from (option, ",".join(value))
         elif field.endswith("_bytes"):
-            yield from (option, f"{value}B")
+            yield from (option, f"{value}B" if value else "0")
         else:
             yield from (option, str(value))

@@ -25,6 +25,8 @@ class Needs:
     trainers: tuple[str, ...] | None = None
     data_types: tuple[str, ...] | None = None
     """Compute types it works with."""
+    model_types: frozenset[str] | None = None
+    """Values of the config's model_type that it has code for; None: all."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,11 +84,8 @@ class AdapterLaw(Protocol):
     @property
     def needs(self) -> Needs: ...
 
-    def parameters(self, layer: Linear, rank: int) -> int:
-        """Trainable parameters that the adapter adds to one layer, copies included."""
-
-    def tensors(self) -> int:
-        """How many trainable tensors it adds to one layer."""
+    def shapes(self, layer: Linear, rank: int) -> tuple[tuple[int, int], ...]:
+        """Rows and columns of each trainable tensor that the adapter adds to one layer (1 column: a vector)."""
 
     def beside(self, tape: Tape, setting: Setting, source: Value, base: Value, layer: Linear) -> Value:
         """Record the adapter's branch on the tape; returns the layer's output."""
@@ -163,7 +162,6 @@ class Job:
     devices: int
     weights_bytes: int
     """The base as stored, adapters apart."""
-    frozen_parameters: int
     trainable_parameters: int
     trainable_bytes_each: int
     """Item size of the trainable weights in the passes."""
@@ -177,8 +175,6 @@ class Job:
     """Elements of the largest trainable tensor."""
     block_parameters: int
     """Elements of the largest block, frozen and trainable."""
-    block_bytes: int
-    """The same block's weights as stored."""
     embedding_parameters: int
     """Elements of embedding and head together, each counted once."""
     layers: int

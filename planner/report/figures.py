@@ -141,7 +141,8 @@ def _weights(recipe: Recipe) -> str:
     base = f"base in {QUANTIZED[recipe.quantization]}; the rest " if recipe.quantization in QUANTIZED else ""
     if recipe.compute == recipe.weights:
         return f"{base}{recipe.weights}"
-    return f"{base}{recipe.weights}, computed in {recipe.compute} (autocast)"
+    how = "gathered" if recipe.parallelism.kind == "fsdp2" else "autocast"
+    return f"{base}{recipe.weights}, computed in {recipe.compute} ({how})"
 
 
 def _batch(recipe: Recipe) -> str:

@@ -195,7 +195,7 @@ def _ranking(plan: Plan, width: int) -> list[Line]:
         return []
     head = "Ranking" if plan.chosen else "Nearest misses"
     bars = {bar for *_, (bar, _), _ in rows}
-    note = "per GPU, the best recipe of each method; spare is after headroom and error bar"
+    note = "per GPU, the fastest recipe of each method that fits; spare is after headroom and error bar"
     if len(bars) == 1:  # one column less where it would say the same in every row
         rows = [[*row[:-2], row[-1]] for row in rows]
         note += f"; tokens/s {bars.pop()}"

@@ -235,6 +235,7 @@ def test_a_figure_without_a_source_is_refused_by_name(key: str) -> None:
         ("host_link", '"pcie9-x16"', "such as"),
         ("host_link", '"pcie4-x12"', "such as"),
         ("nvlink_gb_per_second_both_ways", "-900", "above zero"),
+        ("nvlink_bridged_cards", "true", "a number"),
         ("confidence", '"sure"', "one of"),
         ("data_centre", "0", "true or false"),
         ("unified_memory", '"no"', "true or false"),

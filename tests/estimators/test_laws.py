@@ -59,6 +59,8 @@ def test_memory_never_falls_with_the_sequence(recipe: Recipe, more: int) -> None
 @given(legal_recipes(with_adapter=True), st.integers(1, 64))
 def test_memory_never_falls_with_the_rank(recipe: Recipe, more: int) -> None:
     legal(recipe)
+    # ZeRO-3 keeps tensors below its persistence threshold whole: one that outgrows it is sharded, and takes less.
+    assume(recipe.parallelism.kind != "zero3")
     higher = replace(recipe.adapter, rank=recipe.adapter.rank + more)
     assert peak(replace(recipe, adapter=higher)) >= peak(recipe)
 

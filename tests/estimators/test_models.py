@@ -232,10 +232,10 @@ def test_text_that_is_not_one_plain_json_object_is_refused(tmp_path: Path, text:
 def test_large_files_are_refused_within_a_second(tmp_path: Path) -> None:
     keys = ", ".join(f'"{number}": 1' for number in range(60_000))
     assert "'7' occurs 2 times" in refusal(tmp_path, "{" + keys + ', "7": 1}')
-    start = time.process_time()
     for text in ('{"a": [' + "[]," * 300_000 + "[]]}", '{"a": "' + "\\u0000" * 150_000 + '"}'):
+        start = time.process_time()
         refusal(tmp_path, text)
-    assert time.process_time() - start < 1
+        assert time.process_time() - start < 1
 
 
 def test_bytes_that_are_no_text_are_refused(tmp_path: Path) -> None:

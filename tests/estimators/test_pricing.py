@@ -120,13 +120,66 @@ def test_an_evaluation_of_many_sequences_can_be_the_worst_phase() -> None:
     )
     assert evaluating.process == training.process
     assert evaluating.phases["evaluation"] > 5 * evaluating.phases["optimizer step"]
-    assert evaluating.tightest.process.high > 3 * training.tightest.process.high
+    assert evaluating.tightest.worst_phase.high > 3 * training.tightest.process.high
+    assert evaluating.tightest.process == training.tightest.process
     limit = round(training.process.high) + 1
     assert price(model, small, cluster("h200"), vram_budget_bytes=limit, headroom_bytes=0).fits
     caught = price(
         model, replace(small, evaluation_batch=32), cluster("h200"), vram_budget_bytes=limit, headroom_bytes=0
     )
     assert not caught.fits
+
+
+def test_what_communication_takes_counts_before_a_job_is_called_tight() -> None:
+    pair, recipe = cluster("h200", "h200"), replace(LORA, parallelism=Parallelism(kind="ddp", devices=2))
+    cost = price(LLAMA, recipe, pair)
+    inside = cost.peak_allocated.high + cost.terms["context"]
+    assert price(LLAMA, recipe, pair, vram_budget_bytes=round(inside) + 1, headroom_bytes=0).verdict == "does not fit"
+    outside = cost.gpus[0].process.value - cost.peak_reserved.value
+    assert price(LLAMA, recipe, pair, vram_budget_bytes=round(cost.peak_allocated.high + outside) + 1,
+                 headroom_bytes=0).verdict == "tight"  # fmt: skip
+
+
+def test_a_disk_that_is_too_small_is_a_verdict_of_its_own() -> None:
+    place = Parallelism(kind="zero3", devices=1, offload=("optimizer", "parameters"), offload_to="nvme")
+    recipe = replace(FULL, weights="bfloat16", optimizer="adamw_torch", parallelism=place)
+    for disk_gib, verdict in ((8, "does not fit"), (4096, "fits")):
+        host = Host(memory_bytes=1024 * GIB, disk_bytes=disk_gib * GIB, nvme=True)
+        cost = price(LLAMA, recipe, cluster("h200", host=host))
+        assert cost.disk_verdict == verdict
+        assert cost.fits == (verdict == "fits")
+
+
+def test_paged_states_that_find_no_room_live_in_host_memory_and_cost_time() -> None:
+    recipe = replace(FULL, weights="bfloat16", optimizer="paged_adamw_32bit", gradient_checkpointing=True)
+    roomy = price(LLAMA, recipe, cluster("h200"))
+    full = price(LLAMA, recipe, cluster("a100-40gb", host=Host(memory_bytes=256 * GIB)))
+    assert roomy.seconds["host transfers"] == 0
+    assert full.host.value > roomy.host.value + 20 * GIB
+    assert full.seconds["host transfers"] > 1
+    assert price(LLAMA, recipe, cluster("a100-40gb")).host_verdict == "does not fit"
+
+
+def test_a_padded_batch_holds_a_mask_and_repeated_keys() -> None:
+    model, full = load_model("llama-3.2-1b"), replace(LORA, model="llama-3.2-1b", gradient_checkpointing=False)
+    padded = price(model, replace(full, padded=True), cluster("h200"))
+    assert padded.peak_allocated.value > price(model, full, cluster("h200")).peak_allocated.value
+
+
+def test_lion_keeps_one_moment_and_adamw_two() -> None:
+    states = {
+        name: price(LLAMA, replace(FULL, optimizer=name), cluster("h200")).terms["optimizer"]
+        for name in ("adamw_8bit", "lion_8bit", "sgd")
+    }
+    assert states["adamw_8bit"] == 2 * states["lion_8bit"] > 0
+    assert states["sgd"] == 0
+
+
+def test_accumulated_gradients_are_there_before_the_backward_pass() -> None:
+    once = price(LLAMA, replace(FULL, loss="liger", micro_batch=4), cluster("h200"))
+    often = price(LLAMA, replace(FULL, loss="liger", micro_batch=4, gradient_accumulation=4), cluster("h200"))
+    for moment in ("start of the backward pass", "backward pass of the last block"):
+        assert often.phases[moment] - once.phases[moment] > 0.9 * 4 * LLAMA.parameters
 
 
 def test_paged_states_are_noted_and_not_counted_twice() -> None:

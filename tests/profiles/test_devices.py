@@ -101,6 +101,9 @@ def test_links_are_those_of_the_form_factor(device: Device) -> None:
     assert device.peer_link is not None or not expects_peers
     if device.peer_link:
         assert device.peer_link.bytes_per_second > 0.7 * device.host_link.bytes_per_second
+    # A bridge joins two cards or four, and only where there is NVLink; cards on SXM boards need none.
+    assert device.nvlink_bridged_cards in ((0, 2, 4) if device.peer_link else (0,))
+    assert not (device.nvlink_bridged_cards and "sxm" in device.name)
 
 
 def test_known_links() -> None:

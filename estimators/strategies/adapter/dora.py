@@ -19,11 +19,8 @@ class Dora:
     name: str = "dora"
     needs: Needs = Needs()
 
-    def parameters(self, layer: Linear, rank: int) -> int:
-        return layer.copies * (rank * (layer.inputs + layer.outputs) + layer.outputs)
-
-    def tensors(self) -> int:
-        return 3
+    def shapes(self, layer: Linear, rank: int) -> tuple[tuple[int, int], ...]:
+        return (rank, layer.inputs), (layer.outputs, rank), (layer.outputs, 1)
 
     def beside(self, tape: Tape, setting: Setting, source: Value, base: Value, layer: Linear) -> Value:
         tape.call("adapter", 2)

@@ -14,11 +14,8 @@ class Full:
     name: str = "full"
     needs: Needs = Needs(quantizations=("none",))
 
-    def parameters(self, layer: Linear, rank: int) -> int:
-        return 0
-
-    def tensors(self) -> int:
-        return 0
+    def shapes(self, layer: Linear, rank: int) -> tuple[tuple[int, int], ...]:
+        return ()
 
     def beside(self, tape: Tape, setting: Setting, source: Value, base: Value, layer: Linear) -> Value:
         return base

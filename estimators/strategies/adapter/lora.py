@@ -21,11 +21,8 @@ class Lora:
     name: str = "lora"
     needs: Needs = Needs()
 
-    def parameters(self, layer: Linear, rank: int) -> int:
-        return layer.copies * rank * (layer.inputs + layer.outputs)
-
-    def tensors(self) -> int:
-        return 2
+    def shapes(self, layer: Linear, rank: int) -> tuple[tuple[int, int], ...]:
+        return (rank, layer.inputs), (layer.outputs, rank)
 
     def beside(self, tape: Tape, setting: Setting, source: Value, base: Value, layer: Linear) -> Value:
         tape.call("adapter")

@@ -1,8 +1,13 @@
 """torch's scaled_dot_product_attention, which never stores the score matrix.
 
 Sources: FlashAttention-2 (arXiv 2307.08691): the backward needs q, k, v, the output and a log-sum-exp a row, and
-accumulates the queries' gradient in float32; torch aten/native/transformers/cuda for the kernels' workspaces; a padded
-batch has an explicit mask, which the flash kernel does not take, so the memory-efficient one runs on repeated keys.
+accumulates the queries' gradient in float32; torch aten/native/transformers/cuda for the kernels' workspaces.
+
+An explicit mask keeps the flash kernel away: transformers 5.23 masking_utils.py (_ignore_causal_mask_sdpa) makes one
+for a padded batch, and for a layer whose window the sequence reaches. It is boolean, and one forward pass shares it
+among its layers; torch turns it, in each layer anew, into a bias in the queries' type, which autograd saves.
+integrations/sdpa_attention.py (use_gqa_in_sdpa) then repeats keys and values, is_causal is off, and the kernel that is
+left, the memory-efficient one, takes the whole square. Held to runs of padded Llama 3.2 1B and of Gemma 3 1B.
 """
 
 from dataclasses import dataclass
@@ -13,6 +18,10 @@ from estimators.strategies.attention.eager import EagerAttention
 from estimators.strategies.axes import Needs, Setting
 from estimators.tape import Node, Tape, Value
 
+BACKWARD_FLOPS = 2.5
+"""Of the forward's: five products for two."""
+MASK_BYTES = 1
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FusedAttention:
@@ -20,7 +29,8 @@ class FusedAttention:
 
     name: str
     explicit_mask: bool = True
-    """A padded batch brings a mask along; flash_attention_2 drops the padding instead, and is counted as if full."""
+    """Padding and windows bring a mask along; flash_attention_2 drops the padding instead (it is counted as if full),
+    and knows windows."""
     needs: Needs = Needs()
 
     def attend(self, tape: Tape, setting: Setting, shape: Attention, query: Value, key: Value, value: Value) -> Value:
@@ -28,29 +38,66 @@ class FusedAttention:
             return EagerAttention().attend(tape, setting, shape, query, key, value)
         if setting.autocast:
             query, key, value = (tape.cast(item, setting.compute_bytes) for item in (query, key, value))
-        masked = setting.padded and self.explicit_mask
-        if masked and shape.key_value_heads < shape.heads:
-            key, value = (repeat_heads(tape, item, shape) for item in (key, value))
-        rows = setting.tokens * shape.heads
-        made = Value(rows * shape.value_size, query.itemsize, query.grad or key.grad or value.grad)
-        log_sum = Value(rows, 4, False)
-        expanded = 2 * rows * shape.head_size * query.itemsize if shape.key_value_heads < shape.heads else 0
-        mask_bytes = setting.sequences * setting.sequence_length**2 * query.itemsize if masked else 0
-        flops = attention_flops(setting, shape)
-        made = tape.add(
-            Node(
-                "attention",
-                (query, key, value),
-                made,
-                (query, key, value, made, log_sum),
-                temporary=log_sum.size_bytes + mask_bytes,
-                backward_temporary=rows * (shape.head_size + 1) * 4 + expanded + mask_bytes,
-                flops=flops,
-                backward_flops=2.5 * flops,
-                launches=2 + 2 * int(masked),
-                backward_launches=4,
-            )
-        )
+        if self._masked(setting, shape):
+            made = _masked_attention(tape, setting, shape, query, key, value)
+        else:
+            made = _causal_attention(tape, setting, shape, query, key, value)
         # The kernel lays its output out as it found the queries; where only part of a head rotates, they were
         # concatenated head by head, and the output is copied token by token.
         return tape.elementwise(made) if 0 < shape.rotary_fraction < 1 else made
+
+    def _masked(self, setting: Setting, shape: Attention) -> bool:
+        """Whether this layer is handed a mask."""
+        reached = shape.window is not None and setting.sequence_length >= shape.window
+        return self.explicit_mask and (setting.padded or reached)
+
+
+def _causal_attention(tape: Tape, setting: Setting, shape: Attention, query: Value, key: Value, value: Value) -> Value:
+    rows = setting.tokens * shape.heads
+    made = Value(rows * shape.value_size, query.itemsize, query.grad or key.grad or value.grad)
+    log_sum = Value(rows, 4, False)
+    expanded = 2 * rows * shape.head_size * query.itemsize if shape.key_value_heads < shape.heads else 0
+    flops = attention_flops(setting, shape)
+    return tape.add(
+        Node(
+            "attention",
+            (query, key, value),
+            made,
+            (query, key, value, made, log_sum),
+            temporary=log_sum.size_bytes,
+            backward_temporary=_gradient_bytes(rows, shape) + expanded,
+            flops=flops,
+            backward_flops=BACKWARD_FLOPS * flops,
+            launches=2,
+            backward_launches=4,
+        )
+    )
+
+
+def _masked_attention(tape: Tape, setting: Setting, shape: Attention, query: Value, key: Value, value: Value) -> Value:
+    key, value = (repeat_heads(tape, item, shape) for item in (key, value))
+    rows, square = setting.tokens * shape.heads, setting.tokens * setting.sequence_length
+    made = Value(rows * shape.value_size, query.itemsize, query.grad or key.grad or value.grad)
+    log_sum, bias = Value(rows, 4, False), Value(square, query.itemsize, False)
+    flops = 2.0 * square * shape.heads * (shape.head_size + shape.value_size)
+    moved = float(made.size_bytes + sum(item.size_bytes for item in (query, key, value, bias)))
+    return tape.add(
+        Node(
+            "attention",
+            (query, key, value),
+            made,
+            (query, key, value, made, log_sum, bias),
+            temporary=log_sum.size_bytes + bias.size_bytes + MASK_BYTES * square,
+            backward_temporary=_gradient_bytes(rows, shape) + MASK_BYTES * square,
+            flops=flops,
+            backward_flops=BACKWARD_FLOPS * flops,
+            traffic=moved,
+            launches=4,
+            backward_launches=4,
+        )
+    )
+
+
+def _gradient_bytes(rows: int, shape: Attention) -> int:
+    """The queries' gradient in float32, and a row's product of output and gradient."""
+    return rows * (shape.head_size + 1) * 4

@@ -1,7 +1,8 @@
 """Liger's fused linear cross-entropy: logits in chunks of tokens, gradients already made in the forward pass.
 
-Sources: arXiv 2410.10989; liger-kernel 0.8 ops/fused_linear_cross_entropy.py for the chunk size. transformers'
-`use_liger_kernel` also replaces norms, rotary embedding and SwiGLU (Setting.fused_kernels).
+Sources: arXiv 2410.10989; liger-kernel 0.8.5 ops/fused_linear_cross_entropy.py for the chunk size. transformers'
+`use_liger_kernel` also replaces norms, rotary embedding and SwiGLU (Setting.fused_kernels). A model of any other type
+than liger-kernel's transformers/monkey_patch.py lists is left as it is, with a line in the log and no error.
 """
 
 from dataclasses import dataclass
@@ -12,13 +13,19 @@ from estimators.strategies.axes import Needs, Setting
 from estimators.strategies.loss.plain import head_layer
 from estimators.tape import Node, Tape, Value
 
+PATCHED = frozenset({
+    "deepseek_v2", "deepseek_v3", "gemma", "gemma2", "gemma3_text", "granite", "llama", "mistral", "mixtral", "olmo2",
+    "olmo3", "phi3", "qwen2", "qwen3", "qwen3_moe", "smollm3",
+})  # fmt: skip
+"""Of the families here, those in liger-kernel 0.8.5's MODEL_TYPE_TO_APPLY_LIGER_FN."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LigerLoss:
     """Chunks of logits."""
 
     name: str = "liger"
-    needs: Needs = Needs(compute_capability=(7, 0))
+    needs: Needs = Needs(compute_capability=(7, 0), model_types=PATCHED)
 
     def walk(self, tape: Tape, setting: Setting, model: ModelSpec, stream: Value) -> None:
         source = normalize(tape, setting, stream, model.final_norm) if model.final_norm else stream

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 from estimators.strategies.axes import Needs, ParameterGroup
 
+OPERATIONS = 22
+"""Elementwise operations on one tensor in Adafactor.step, counted in the source; each reads or writes it in float32."""
 COPIES = 4
 """Float32 copies alive for one tensor: gradient, its square, update, parameter."""
 
@@ -34,7 +36,7 @@ class Adafactor:
         return COPIES * 4 * max((group.elements for group in groups), default=0)
 
     def traffic_bytes(self, groups: Sequence[ParameterGroup], weight_bytes: int) -> float:
-        return float(sum(group.parameters for group in groups) * (22 * 4 + 3 * weight_bytes))
+        return float(sum(group.parameters for group in groups) * (OPERATIONS * 4 + 3 * weight_bytes))
 
     def launches(self, groups: Sequence[ParameterGroup]) -> float:
-        return float(22 * sum(group.count for group in groups))
+        return float(OPERATIONS * sum(group.count for group in groups))

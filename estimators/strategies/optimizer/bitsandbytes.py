@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from estimators.strategies.axes import Needs, ParameterGroup
 
 BLOCK, SMALLEST_8BIT, SMALLEST_PAGED = 256, 4096, 100_000
-CODE_BYTES = 256 * 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -18,11 +18,14 @@ class Replicated:
 
     def resident(self, job: Job, phase: Phase) -> Resident:
         trained = job.trainable_parameters * job.trainable_bytes_each
-        has_gradients = phase in ("backward", "step") or (phase == "loss" and job.accumulates)
+        # Accumulated gradients are there before a backward pass; else it makes them one after the other.
+        kept = trained if job.accumulates and phase in ("loss", "backward") else 0
+        made = trained if phase == "step" or (phase == "backward" and not kept) else 0
         return Resident(
             weights=job.weights_bytes,
             adapter=trained if job.adapter else 0,
-            gradients=trained if has_gradients else 0,
+            gradients=made,
+            gradient_buffers=kept,
             optimizer=job.state_bytes if phase != "loaded" else 0,
             workspace=job.step_temporary_bytes if phase == "step" else 0,
             communication=trained if self.name == "ddp" and phase != "loaded" else 0,
