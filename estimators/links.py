@@ -91,7 +91,7 @@ def _unhidden(job: Job) -> tuple[float, float]:
     """Of a micro-batch's collectives, and of a step's, the shares beside which no pass runs.
 
     The embedding is gathered before anything is computed, and its gradient comes last of all. DDP reduces it with what
-    is in the same bucket, and no less than a bucket. Sources: torch 2.13 csrc/distributed/c10d/reducer.cpp (a bucket
+    is in the same bucket, and no less than a bucket. Sources: torch's c10d reducer, from memory (a bucket
     goes out when its last gradient is there; tensors are dealt out in reverse order), _fsdp_param_group.py (a unit is
     gathered on a stream of its own while the one in front of it runs; the first has none in front).
     """

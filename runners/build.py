@@ -1,0 +1,300 @@
+"""A recipe made real: transformers' model with PEFT's adapters and bitsandbytes' layers, its optimizer and its loss.
+
+The one place that constructs a model, on "meta" for the dry run and on "cuda" to train; nothing here depends on which,
+beyond handing the name on. Each tool's table says how it spells our names.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any, Literal
+
+import peft
+import torch
+import transformers
+from torch import Tensor, nn
+from transformers.trainer_pt_utils import get_parameter_names
+
+from estimators.errors import BadInput
+from estimators.models import Config
+from estimators.recipe import ALL_LINEAR, Recipe
+
+DeviceName = Literal["meta", "cuda", "cpu"]
+Batch = Mapping[str, Tensor]
+Loss = Callable[[Batch, Tensor], Tensor]
+
+HEADS = ("lm_head", "embed_out")  # never quantised by transformers
+NO_DECAY = (r"bias", r"layernorm", r"rmsnorm", r"(?:^|\.)norm(?:$|\.)", r"_norm(?:$|\.)")
+"""Names of tensors that the Trainer puts into a group of their own (Trainer.get_decay_parameter_names)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Built:
+    """A job that can be stepped."""
+
+    model: nn.Module
+    parameters: tuple[nn.Parameter, ...]
+    """Those to train, in the model's order."""
+    make_optimizer: Callable[[], torch.optim.Optimizer]
+    loss: Loss
+    """(batch, number of labelled tokens) -> the loss, run as the recipe's trainer runs it, autocast and all."""
+
+
+def build(recipe: Recipe, config: Config, device: DeviceName) -> Built:
+    """The job that `recipe` describes, with random weights of the model `config` on `device`.
+
+    Raises:
+        BadInput: a technique of the recipe has no row in its tool's table, or the tool is not installed.
+    """
+    model = _base(recipe, config, device)
+    model = _row("PEFT", PEFT, recipe.adapter.method)(model, recipe)
+    model.config.use_cache = False
+    _row("trainer", TRAINERS, recipe.trainer)(model, recipe)
+    if recipe.gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    model.train()
+    return Built(
+        model=model,
+        parameters=tuple(parameter for parameter in model.parameters() if parameter.requires_grad),
+        make_optimizer=lambda: make_optimizer(model, recipe),
+        loss=_row("loss", LOSSES, f"{recipe.trainer} {recipe.loss}")(model, recipe, device),
+    )
+
+
+def _row(tool: str, table: Mapping[str, Any], name: str) -> Any:
+    if name not in table:
+        raise BadInput(f"{tool} has no way to run {name!r} here (it has {', '.join(table)})")
+    return table[name]
+
+
+def _tool(name: str) -> Any:
+    try:
+        return import_module(name)
+    except ImportError as error:
+        raise BadInput(f"{name} is needed for this recipe and cannot be imported: {error}") from None
+
+
+DATA_TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+ATTENTIONS = {"sdpa": None, "eager": None, "flash_attention_2": "flash_attn"}
+"""transformers' attn_implementation, which goes by our names, and the package that it needs."""
+
+
+def _base(recipe: Recipe, config: Config, device: DeviceName) -> Any:
+    """The bare model: made where it is trained, or skeleton first and quantised layer by layer."""
+    fields = dict(config.fields)
+    settings = transformers.AutoConfig.for_model(str(fields.pop("model_type")), **fields)
+    if package := _row("transformers", ATTENTIONS, recipe.attention):
+        _tool(package)
+    settings._attn_implementation = recipe.attention
+    settings.use_cache = False
+    models: Any = transformers.AutoModelForCausalLM
+    with hollow() if recipe.quantized else torch.device(device):
+        model = models.from_config(settings, dtype=_row("transformers", DATA_TYPES, recipe.weights))
+    return _quantized(model, recipe, device) if recipe.quantized else model
+
+
+@contextmanager
+def hollow() -> Iterator[None]:
+    """Tensors made inside are shapes to be filled later, and hold no memory on any device."""
+    with torch.device("meta"):
+        yield
+
+
+def _quantized(model: Any, recipe: Recipe, device: DeviceName) -> Any:
+    """Every linear layer but the head replaced by a quantised one, weight by weight, then the rest made real."""
+    for module in list(model.modules()):
+        for name, layer in list(module.named_children()):
+            if isinstance(layer, nn.Linear) and name not in HEADS:
+                setattr(module, name, _quantized_layer(layer, recipe, device))
+    _materialize(model, device)
+    model.is_quantized = False  # what `from_pretrained` sets would forbid changing data types below
+    setattr(model, "is_loaded_in_8bit" if recipe.quantization == "int8" else "is_loaded_in_4bit", True)
+    if recipe.upcasts_kbit:
+        return peft.prepare_model_for_kbit_training(  # type: ignore[no-untyped-call]
+            model, use_gradient_checkpointing=False
+        )
+    return model.requires_grad_(False)
+
+
+def _materialize(model: Any, device: DeviceName) -> None:
+    """Give what the quantiser left (embeddings, norms, head, buffers) memory on `device`."""
+    for module in model.modules():
+        if type(module).__module__.startswith("bitsandbytes"):
+            continue
+        for name, parameter in list(module._parameters.items()):
+            if parameter is not None:
+                real = torch.empty(parameter.shape, dtype=parameter.dtype, device=device)
+                module._parameters[name] = nn.Parameter(real.normal_(0, 0.02), requires_grad=False)
+    for name, module in list(model.named_modules()):
+        if name.endswith("rotary_emb"):  # its frequencies are computed, not loaded
+            with torch.device(device):
+                model.set_submodule(name, type(module)(module.config))
+    model.tie_weights()
+
+
+def _four_bit(shape: dict[str, Any], recipe: Recipe) -> tuple[Any, Callable[[Tensor], Any]]:
+    """bitsandbytes' 4-bit layer, and its parameter of a weight."""
+    modules, double = _tool("bitsandbytes.nn"), recipe.quantization == "nf4"
+    new = modules.Linear4bit(
+        **shape, compute_dtype=DATA_TYPES[recipe.compute], compress_statistics=double, quant_type="nf4"
+    )
+    settings = {"requires_grad": False, "compress_statistics": double, "quant_type": "nf4", "module": new}
+    return new, lambda weight: modules.Params4bit(weight, **settings)
+
+
+def _eight_bit(shape: dict[str, Any], recipe: Recipe) -> tuple[Any, Callable[[Tensor], Any]]:
+    """bitsandbytes' 8-bit layer, whose weight arrives as float16."""
+    modules = _tool("bitsandbytes.nn")
+    new = modules.Linear8bitLt(**shape, has_fp16_weights=False, threshold=6.0)
+    return new, lambda weight: modules.Int8Params(weight.half(), requires_grad=False, has_fp16_weights=False)
+
+
+BITSANDBYTES_LAYERS: dict[str, Callable[..., tuple[Any, Callable[[Tensor], Any]]]] = {
+    "nf4": _four_bit,
+    "nf4-single": _four_bit,
+    "int8": _eight_bit,
+}
+
+
+def _quantized_layer(layer: nn.Linear, recipe: Recipe, device: DeviceName) -> nn.Module:
+    """A quantised layer of the same shape, its random weight quantised on `device`."""
+    make = _row("bitsandbytes", BITSANDBYTES_LAYERS, recipe.quantization)
+    bias = layer.bias is not None
+    with hollow():
+        shape = {"input_features": layer.in_features, "output_features": layer.out_features, "bias": bias}
+        new, parameter = make(shape, recipe)
+    place: Any = {"dtype": DATA_TYPES[recipe.weights], "device": device}
+    weight = torch.empty((layer.out_features, layer.in_features), **place).normal_(0, 0.02)
+    new.weight = parameter(weight)._quantize(torch.device(device))  # as `.to(device)` does, but for meta
+    if bias:
+        new.bias = nn.Parameter(torch.zeros(layer.out_features, **place), requires_grad=False)
+    return new  # type: ignore[no-any-return]
+
+
+def _low_rank(model: Any, recipe: Recipe) -> Any:
+    adapter = recipe.adapter
+    settings = peft.LoraConfig(
+        r=adapter.rank, lora_alpha=adapter.alpha, lora_dropout=adapter.dropout,
+        target_modules=ALL_LINEAR if adapter.targets == ALL_LINEAR else list(adapter.targets),
+        use_dora=adapter.method == "dora", task_type="CAUSAL_LM",
+    )  # fmt: skip
+    return peft.get_peft_model(model, settings)
+
+
+PEFT: dict[str, Callable[[Any, Recipe], Any]] = {
+    "full": lambda model, recipe: model,
+    "lora": _low_rank,
+    "dora": _low_rank,
+}
+
+
+def _sft(model: Any, recipe: Recipe) -> None:
+    """TRL's SFTTrainer: gradients through the inputs of checkpointed blocks, bfloat16 adapters on a quantised base."""
+    if recipe.adapter.trains_everything:
+        return
+    if recipe.gradient_checkpointing:
+        model.enable_input_require_grads()
+    for name, parameter in model.named_parameters() if recipe.quantized else ():
+        if parameter.requires_grad and "lora_magnitude_vector" not in name:
+            parameter.data = parameter.data.to(torch.bfloat16)
+
+
+TRAINERS: dict[str, Callable[[Any, Recipe], None]] = {"transformers": lambda model, recipe: None, "trl": _sft}
+
+
+def _autocast(model: Any, recipe: Recipe, device: DeviceName) -> Callable[..., Any]:
+    """The model as accelerate wraps it: called under autocast, its results copied to float32."""
+    if recipe.compute == "float32":
+        return model  # type: ignore[no-any-return]
+    data_type = _row("accelerate", DATA_TYPES, recipe.compute)
+
+    def call(**inputs: Tensor) -> Any:
+        with torch.autocast(device_type=device, dtype=data_type):
+            return model(**inputs)
+
+    return _tool("accelerate.utils.operations").ConvertOutputsToFp32(call)  # type: ignore[no-any-return]
+
+
+def _plain(model: Any, recipe: Recipe, device: DeviceName) -> Loss:
+    """The model's own loss, as the stock Trainer asks for it."""
+    run = _autocast(model, recipe, device)
+    return lambda batch, tokens: run(**batch, num_items_in_batch=tokens)["loss"]
+
+
+def _liger(model: Any, recipe: Recipe, device: DeviceName) -> Loss:
+    """The same with Liger's kernels put into the model."""
+    _tool("liger_kernel.transformers")._apply_liger_kernel_to_instance(model=_bare(model))
+    return _plain(model, recipe, device)
+
+
+def _tiled(model: Any, recipe: Recipe, device: DeviceName) -> Loss:
+    """TRL's own head, which projects tile by tile and also returns what SFTTrainer logs."""
+    _tool("trl.trainer.utils").add_fused_lm_head(_bare(model), outputs=("log_probs", "entropy", "is_top1"))
+    run = _autocast(model, recipe, device)
+
+    def loss(batch: Batch, tokens: Tensor) -> Tensor:
+        outputs = run(**batch, use_cache=False, fused_lm_head=True)
+        total: Tensor = (-outputs.log_probs).sum() / torch.as_tensor(tokens).clamp(min=1)
+        outputs.label_mask.sum(), outputs.entropy.detach().sum(), outputs.is_top1.sum()  # logged at every step
+        return total
+
+    return loss
+
+
+def _bare(model: Any) -> Any:
+    return model.get_base_model() if isinstance(model, peft.PeftModel) else model
+
+
+LOSSES: dict[str, Callable[[Any, Recipe, DeviceName], Loss]] = {
+    "transformers plain": _plain,
+    "transformers liger": _liger,
+    "trl plain": _tiled,
+}
+
+
+def _torch(name: str, **settings: Any) -> Callable[..., torch.optim.Optimizer]:
+    return lambda groups, **more: getattr(torch.optim, name)(groups, **settings, **more)
+
+
+def _bitsandbytes(name: str, bits: int, paged: bool = False) -> Callable[..., torch.optim.Optimizer]:
+    optim = "bitsandbytes.optim"
+    return lambda groups, **more: getattr(_tool(optim), name)(groups, optim_bits=bits, is_paged=paged, **more)
+
+
+def _adafactor(groups: Any, **more: Any) -> torch.optim.Optimizer:
+    return transformers.Adafactor(groups, scale_parameter=False, relative_step=False, **more)  # type: ignore[no-untyped-call]
+
+
+OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
+    "adamw_torch": _torch("AdamW", foreach=True),  # torch's own choice on CUDA
+    "adamw_torch_fused": _torch("AdamW", fused=True),
+    "sgd": _torch("SGD", foreach=True),
+    "adafactor": _adafactor,
+    **{name: _bitsandbytes("AdamW", 8) for name in ("adamw_8bit", "adamw_bnb_8bit")},
+    **{f"lion_{bits}bit": _bitsandbytes("Lion", bits) for bits in (8, 32)},
+    **{f"paged_adamw_{bits}bit": _bitsandbytes("AdamW", bits, paged=True) for bits in (8, 32)},
+    **{f"paged_lion_{bits}bit": _bitsandbytes("Lion", bits, paged=True) for bits in (8, 32)},
+}
+
+
+def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+    """The optimizer over the Trainer's two groups: what decays, and norms and biases."""
+    decays = set(get_parameter_names(model, [nn.LayerNorm], list(NO_DECAY)))  # type: ignore[no-untyped-call]
+    trained = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+    groups = [
+        {"params": [parameter for name, parameter in trained if (name in decays) is decaying], "weight_decay": 0.0}
+        for decaying in (True, False)
+    ]
+    optimizer: torch.optim.Optimizer = _row("optimizer", OPTIMIZERS, recipe.optimizer)(groups, lr=recipe.learning_rate)
+    if recipe.optimizer.endswith("_8bit"):
+        _keep_embeddings_wide(model)
+    return optimizer
+
+
+def _keep_embeddings_wide(model: nn.Module) -> None:
+    """The Trainer asks for float32 states of embeddings (Trainer.create_optimizer)."""
+    manager = _tool("bitsandbytes.optim").GlobalOptimManager.get_instance()
+    for module in model.modules():
+        if isinstance(module, nn.Embedding):
+            manager.register_module_override(module, "weight", {"optim_bits": 32})
