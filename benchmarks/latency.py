@@ -16,7 +16,14 @@ sys.path.insert(0, str(ROOT))
 
 RUNS = 15
 BASELINE = [sys.executable, "-c", "import rich.console, rich.table"]
-PLAN = [sys.executable, "-m", "planner", "--gpus", "1xrtx-4090", "--fast", "--model"]
+SCRIPT = Path(sys.executable).with_name("plan")
+PLAN = [
+    *([str(SCRIPT)] if SCRIPT.exists() else [sys.executable, "-m", "planner"]),
+    "--gpus",
+    "1xrtx-4090",
+    "--fast",
+    "--model",
+]
 
 
 def wall_seconds(command: list[str]) -> float:

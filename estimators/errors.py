@@ -8,7 +8,6 @@ PlanError               1  ours: a bug, please report it
 What a user should expect (nothing fits, out of memory, an illegal recipe) is data, never an exception.
 """
 
-import difflib
 from collections.abc import Iterable
 
 
@@ -28,6 +27,8 @@ class UnknownName(BadInput):
     """A name is not in the catalogue; the message offers the nearest ones that are."""
 
     def __init__(self, kind: str, name: str, known: Iterable[str], hint: str = "") -> None:
+        import difflib  # a name is mistyped rarely, and every plan imports this module
+
         nearest = difflib.get_close_matches(name.lower(), list(known), n=4, cutoff=0.4)
         offer = f"; did you mean {', '.join(nearest)}?" if nearest else ""
         super().__init__(f"unknown {kind} {name[:80]!r}{offer}{' ' + hint if hint else ''}")

@@ -10,7 +10,7 @@ from pathlib import Path
 import profiles
 from estimators.config_json import LARGEST_CONFIG_BYTES, parse_config
 from estimators.errors import BadInput, UnknownName
-from estimators.families import FAMILIES
+from estimators.families import FAMILIES, family
 from estimators.families.fields import Fields, show
 from estimators.families.gemma import GEMMA3_OMITTED
 from estimators.model import ModelSpec
@@ -70,7 +70,7 @@ def build(config: Config) -> ModelSpec:
         known = f"(known: {', '.join(sorted(FAMILIES))})"
         raise UnknownName(f"model_type in {config.source}:", model_type, FAMILIES, known)
     fields.must_be("is_encoder_decoder", False, "only decoders are planned for")
-    return FAMILIES[model_type](fields, config.name)
+    return family(model_type)(fields, config.name)
 
 
 def read_config(path: Path) -> Config:
