@@ -8,12 +8,12 @@ from estimators.strategies.adapter.dora import Dora
 from estimators.strategies.adapter.full import Full
 from estimators.strategies.adapter.lora import Lora
 from estimators.strategies.attention.eager import EagerAttention
+from estimators.strategies.attention.flash_attention_2 import FlashAttention2
 from estimators.strategies.attention.sdpa import FusedAttention
 from estimators.strategies.axes import (
     AdapterLaw,
     AttentionLaw,
     LossLaw,
-    Needs,
     OptimizerLaw,
     ParallelismLaw,
     QuantizationLaw,
@@ -77,13 +77,11 @@ PARALLELISMS: dict[str, ParallelismLaw] = {
     )
 }
 
-FLASH_NEEDS = Needs(compute_capability=(8, 0), data_types=("bfloat16", "float16"))
-
 ATTENTIONS: dict[str, AttentionLaw] = {
     law.name: law
     for law in (
         FusedAttention(name="sdpa"),
-        FusedAttention(name="flash_attention_2", explicit_mask=False, needs=FLASH_NEEDS),
+        FlashAttention2(),
         EagerAttention(),
     )
 }

@@ -9,7 +9,6 @@ from estimators.recipe import Recipe
 from estimators.units import GIB, format_bytes, format_seconds
 from planner.plan import Candidate
 
-SHORT_TYPES = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 QUANTIZED = {"nf4": "4-bit NF4, double quantisation", "nf4-single": "4-bit NF4", "int8": "8-bit int8"}
 ASYMMETRIC = 0.2
 """An error bar is written as one figure where its sides differ by no more than this part of the longer one."""
