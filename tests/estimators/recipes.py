@@ -4,10 +4,12 @@ from dataclasses import replace
 
 from hypothesis import strategies as st
 
+from estimators.models import load_model
 from estimators.recipe import ALL_LINEAR, Adapter, Parallelism, Recipe
 from estimators.techniques import ADAPTERS, ATTENTIONS, LOSSES, OPTIMIZERS, PARALLELISMS, QUANTIZATIONS
 
 MODELS = ("llama-3.2-1b", "qwen2.5-0.5b", "gpt2", "pythia-410m", "gemma-2-2b", "phi-2", "olmoe-1b-7b", "opt-350m")
+KINDS = ("none", "none", "ddp", "zero1", "zero2", "zero3", "fsdp2")
 DATA_TYPES = ("float32", "bfloat16", "float16")
 
 adapters = st.one_of(
@@ -51,11 +53,11 @@ recipes = st.builds(
 
 
 @st.composite
-def legal_recipes(draw: st.DrawFn, with_adapter: bool = False) -> Recipe:
-    """Recipes that nearly always can run on eight H200s with a large host: each axis within what the others allow."""
+def legal_recipes(draw: st.DrawFn, with_adapter: bool = False, kinds: tuple[str, ...] = KINDS) -> Recipe:
+    """Recipes that can run on eight H200s with a large host: each axis is drawn within what the others allow."""
     recipe = draw(recipes)
     adapter = draw(adapters.filter(lambda one: one.method != "full")) if with_adapter else recipe.adapter
-    kind = draw(st.sampled_from(["none", "none", "ddp", "zero1", "zero2", "zero3", "fsdp2"]))
+    kind = draw(st.sampled_from(kinds))
     sharded = kind.startswith(("zero", "fsdp"))
     everything = adapter.method == "full"
     compute = draw(st.sampled_from(["bfloat16", "float16", "float32"] if kind in ("none", "ddp") else ["bfloat16"]))
@@ -67,9 +69,13 @@ def legal_recipes(draw: st.DrawFn, with_adapter: bool = False) -> Recipe:
         "zero2": [(), ("optimizer",)],
         "zero3": [(), ("optimizer", "parameters")],
     }
+    liger = load_model(recipe.model).model_type in (LOSSES["liger"].needs.model_types or ())
+    flash = recipe.attention == "flash_attention_2" and compute == "float32"
     return replace(
         recipe,
         adapter=adapter,
+        loss=recipe.loss if liger else "plain",
+        attention="sdpa" if flash else recipe.attention,
         quantization=recipe.quantization if quantized else "none",
         weights=weights,
         compute=compute,
