@@ -1,5 +1,6 @@
 """Looking models up as people type them, and refusing hostile files in one line, quickly and without torch."""
 
+import gc
 import json
 import subprocess
 import sys
@@ -233,9 +234,14 @@ def test_large_files_are_refused_within_a_second(tmp_path: Path) -> None:
     keys = ", ".join(f'"{number}": 1' for number in range(60_000))
     assert "'7' occurs 2 times" in refusal(tmp_path, "{" + keys + ', "7": 1}')
     for text in ('{"a": [' + "[]," * 300_000 + "[]]}", '{"a": "' + "\\u0000" * 150_000 + '"}'):
+        # As the command does, which collects no garbage while it plans: this process holds far more than a plan's.
+        gc.collect()
+        gc.disable()
         start = time.process_time()
         refusal(tmp_path, text)
-        assert time.process_time() - start < 1
+        seconds = time.process_time() - start
+        gc.enable()
+        assert seconds < 1
 
 
 def test_bytes_that_are_no_text_are_refused(tmp_path: Path) -> None:
