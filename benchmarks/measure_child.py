@@ -1,4 +1,7 @@
-"""One rank of a measured job, started by measure_recipes.py: builds the recipe, trains, and writes what it took."""
+"""One rank of a measured job, started by measure_recipes.py: builds the recipe, trains, and writes what it took.
+
+torch reads the allocator's settings when it is imported, so whoever starts this process has set them.
+"""
 
 import gc
 import json
@@ -10,15 +13,19 @@ import traceback
 from importlib.metadata import version
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
+sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parents[1])]
 os.environ["WANDB_DISABLED"] = "true"
 
 import measure_extras
 import psutil
 import pynvml
 import torch
-from measure_build import build, configuration
 from transformers import Trainer, TrainerCallback, TrainingArguments
+
+from estimators.document import from_document
+from estimators.models import Config, load_config
+from estimators.recipe import Recipe
+from runners.build import build_model
 
 STEPS, WARM_UP = 6, 2
 
@@ -55,9 +62,15 @@ class Clock(TrainerCallback):
         self.seconds.append(time.perf_counter() - self.started)
 
 
-def parallel_arguments(recipe: dict) -> dict:
+def configuration(case: dict) -> Config:
+    """The model's config.json: the case's own, else the catalogue's."""
+    name = case["recipe"]["model"]
+    return Config(name=name, source=name, fields=case["config"]) if "config" in case else load_config(name)
+
+
+def parallel_arguments(recipe: Recipe) -> dict:
     """What the Trainer needs for the recipe's parallelism."""
-    kind, offload = recipe["parallelism"]["kind"], recipe["parallelism"].get("offload", [])
+    kind, offload = recipe.parallelism.kind, recipe.parallelism.offload
     if kind == "ddp":
         return {"ddp_find_unused_parameters": False}
     if kind == "fsdp2":
@@ -85,47 +98,53 @@ def parallel_arguments(recipe: dict) -> dict:
     }
 
 
-def make_trainer(case: dict, recipe: dict, clock: Clock, world: int) -> Trainer:
+def make_trainer(case: dict, recipe: Recipe, clock: Clock, world: int) -> Trainer:
     steps = case.get("steps", STEPS)
-    extra = parallel_arguments(recipe)
     shared = dict(
         output_dir="out",
-        per_device_train_batch_size=recipe["micro_batch"],
+        per_device_train_batch_size=recipe.micro_batch,
         max_steps=steps,
-        bf16=recipe["compute"] == "bfloat16",
-        gradient_accumulation_steps=recipe["gradient_accumulation"],
-        gradient_checkpointing=recipe["gradient_checkpointing"],
+        bf16=recipe.compute == "bfloat16",
+        gradient_accumulation_steps=recipe.gradient_accumulation,
+        gradient_checkpointing=recipe.gradient_checkpointing,
         gradient_checkpointing_kwargs={"use_reentrant": False},
-        optim=recipe["optimizer"],
+        optim=recipe.optimizer,
         logging_steps=10**6,
         save_strategy="no",
         report_to=[],
-        learning_rate=1e-5,
+        learning_rate=recipe.learning_rate,
         disable_tqdm=True,
-        use_liger_kernel=recipe["loss"] == "liger",
-        **extra,
+        use_liger_kernel=recipe.loss == "liger",
+        **parallel_arguments(recipe),
     )
-    rows = recipe["micro_batch"] * recipe["gradient_accumulation"] * steps * 2 * world
-    # The arguments come first: with ZeRO-3 they make transformers build the model sharded.
-    if recipe["trainer"] == "trl":
-        from datasets import Dataset
-        from tokenizers import Tokenizer, models
-        from transformers import PreTrainedTokenizerFast
-        from trl import SFTConfig, SFTTrainer
-
-        settings = SFTConfig(**shared, max_length=recipe["sequence_length"])
-        config, model = build(case, recipe)
-        words = Tokenizer(models.WordLevel({"<pad>": 0, "<eos>": 1, "a": 2}, unk_token="a"))
-        tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>", eos_token="<eos>")
-        data = RandomTokens(config.vocab_size, recipe["sequence_length"], rows, False)
-        table = Dataset.from_dict({"input_ids": [data[i]["input_ids"].tolist() for i in range(rows)]})
-        return SFTTrainer(
-            model=model, args=settings, train_dataset=table, processing_class=tokenizer, callbacks=[clock]
-        )
-    arguments = TrainingArguments(**shared)
-    config, model = build(case, recipe)
-    data = RandomTokens(config.vocab_size, recipe["sequence_length"], rows, recipe["padded"])
+    rows = recipe.micro_batch * recipe.gradient_accumulation * steps * 2 * world
+    # The arguments come first: with ZeRO-3 they make transformers build the model sharded, from the CPU's memory.
+    sft = recipe.trainer == "trl"
+    arguments = sft_arguments(recipe, shared) if sft else TrainingArguments(**shared)
+    model = build_model(recipe, configuration(case), "cpu" if recipe.parallelism.kind == "zero3" else "cuda")
+    data = RandomTokens(model.config.vocab_size, recipe.sequence_length, rows, recipe.padded and not sft)
+    if sft:
+        return sft_trainer(model, arguments, data, clock)
     return Trainer(model=model, args=arguments, train_dataset=data, callbacks=[clock])
+
+
+def sft_arguments(recipe: Recipe, shared: dict) -> TrainingArguments:
+    from trl import SFTConfig
+
+    return SFTConfig(**shared, max_length=recipe.sequence_length)
+
+
+def sft_trainer(model: torch.nn.Module, arguments: TrainingArguments, data: RandomTokens, clock: Clock) -> Trainer:
+    """TRL's trainer over the same rows, with a tokenizer that has nothing to do."""
+    from datasets import Dataset
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast
+    from trl import SFTTrainer
+
+    words = Tokenizer(models.WordLevel({"<pad>": 0, "<eos>": 1, "a": 2}, unk_token="a"))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>", eos_token="<eos>")
+    table = Dataset.from_dict({"input_ids": [data[row]["input_ids"].tolist() for row in range(len(data))]})
+    return SFTTrainer(model=model, args=arguments, train_dataset=table, processing_class=tokenizer, callbacks=[clock])
 
 
 def own_process_bytes(handle: object) -> int | None:
@@ -136,7 +155,7 @@ def own_process_bytes(handle: object) -> int | None:
 
 
 def measure(case: dict) -> dict:
-    recipe, rank = case["recipe"], int(os.environ.get("LOCAL_RANK", 0))
+    recipe, rank = from_document(case["recipe"]), int(os.environ.get("LOCAL_RANK", 0))
     world = int(os.environ.get("WORLD_SIZE", 1))
     pynvml.nvmlInit()
     handle = pynvml.nvmlDeviceGetHandleByIndex(rank)
@@ -144,15 +163,17 @@ def measure(case: dict) -> dict:
     torch.cuda.set_device(rank)
     torch.zeros(1, device="cuda")
     torch.cuda.synchronize()
+    measure_extras.check_environment(recipe)
     context = pynvml.nvmlDeviceGetMemoryInfo(handle).used - before - torch.cuda.memory_reserved()
     clock = Clock()
-    extra = measure_extras.checkpoint_load(case, configuration(case, recipe))
+    extra = measure_extras.checkpoint_load(case, recipe, configuration(case))
     measure_extras.start_history(case)
     trainer = make_trainer(case, recipe, clock, world)
     gc.collect()
     torch.cuda.empty_cache()
     loaded = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()
+    measure_extras.mark_loaded(case)
     measure_extras.apply_cap(case)
     trainer.train()
     torch.cuda.synchronize()
@@ -177,7 +198,7 @@ def measure(case: dict) -> dict:
     return dict(
         name=case["name"],
         outcome="ok",
-        recipe=recipe,
+        recipe=case["recipe"],
         ranks=ranks,
         step_seconds=statistics.median(clock.seconds[WARM_UP:]),
         steps_seconds=[round(second, 4) for second in clock.seconds],
@@ -196,8 +217,6 @@ def has(name: str) -> bool:
 
 if __name__ == "__main__":
     case = json.loads(sys.stdin.readline() if sys.argv[1] == "-" else sys.argv[1])
-    if case["recipe"].get("expandable_segments"):
-        os.environ["PYTORCH_ALLOC_CONF"] = "expandable_segments:True"
     try:
         result = measure(case)
     except torch.cuda.OutOfMemoryError as error:

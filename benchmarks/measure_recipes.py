@@ -9,6 +9,7 @@ torchrun. Needs the `train` extra. The files under profiles/measurements name th
 
 import argparse
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -16,6 +17,9 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
+
+ALLOCATOR_SETTINGS = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
+"""The same variable under its old name and its new one."""
 
 
 def main() -> None:
@@ -26,20 +30,22 @@ def main() -> None:
     arguments = parser.parse_args()
     started = time.monotonic()
     cases = [json.loads(line) for line in arguments.recipes.read_text().splitlines() if line.strip()]
-    spare = start_child()
-    for case in cases:
+    spare = None
+    for index, case in enumerate(cases):
         if time.monotonic() - started > arguments.limit_seconds:
             print("time is up; skipped", case["name"], flush=True)
             continue
         if needs_launcher(case):
-            result = finish(start_child(devices_of(case), case), case)
+            result = finish(start_child(case, devices_of(case)), case)
         else:
-            child, spare = spare, start_child()
+            child = spare or start_child(case)
+            spare = next((start_child(later) for later in cases[index + 1 :] if not needs_launcher(later)), None)
             result = finish(child, case)
         with arguments.results.open("a") as out:
             out.write(json.dumps(result) + "\n")
         print(describe(result), f"[{time.monotonic() - started:.0f} s]", flush=True)
-    spare.process.kill()
+    if spare is not None:
+        spare.process.kill()
 
 
 def devices_of(case: dict) -> int:
@@ -58,21 +64,28 @@ class Child:
     folder: str
 
 
-def start_child(devices: int = 1, case: dict | None = None) -> Child:
-    """A process that imports torch and waits for its case, touching no GPU before; with a case, a group of them."""
+def environment(case: dict) -> dict[str, str]:
+    """The environment of a case's process: torch reads the allocator's settings as it is imported, never later."""
+    found = {name: value for name, value in os.environ.items() if name not in ALLOCATOR_SETTINGS}
+    if case["recipe"].get("expandable_segments"):
+        found |= dict.fromkeys(ALLOCATOR_SETTINGS, "expandable_segments:True")
+    return found
+
+
+def start_child(case: dict, devices: int = 0) -> Child:
+    """A process that imports torch and waits for its case, touching no GPU before; with `devices`, a group of them."""
     folder = tempfile.mkdtemp(prefix="measure-")
     command = [sys.executable, "-P", "-W", "ignore"]
-    if case is not None:
+    if devices:
         command += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={devices}"]
     command += [
         str(Path(__file__).resolve().with_name("measure_child.py")),
-        json.dumps(case) if case else "-",
+        json.dumps(case) if devices else "-",
         "result.json",
     ]
     with Path(folder, "log").open("w") as log:
-        return Child(
-            subprocess.Popen(command, cwd=folder, stdin=subprocess.PIPE, stdout=log, stderr=log, text=True), folder
-        )
+        streams = dict(stdin=subprocess.PIPE, stdout=log, stderr=log, text=True)
+        return Child(subprocess.Popen(command, cwd=folder, env=environment(case), **streams), folder)
 
 
 def finish(child: Child, case: dict) -> dict:
