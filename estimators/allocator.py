@@ -1,20 +1,26 @@
 """torch's CUDA caching allocator, replayed over a list of events: what it reserves, and whether a job survives a cap.
 
-Source: torch 2.11 c10/cuda/CUDACachingAllocator.cpp. Requests are rounded to 512 bytes. Up to 1 MiB they are cut from
-segments of 2 MiB, below 10 MiB from segments of 20 MiB, above from segments of their own size rounded to 2 MiB; the
-smallest free block that is large enough is taken, the lower address first, and what is left of it is split off where it
-is worth it. A request that no segment can be made for frees every cached segment that is wholly free, and is tried once
-more. One stream; memory pools of graphs, `max_split_size_mb` and `garbage_collection_threshold` are not modelled.
+Source: torch 2.11 c10/cuda/CUDACachingAllocator.cpp (from memory; the fixtures under tests/fixtures/allocator hold what
+it really did). Requests are rounded to 512 bytes. Up to 1 MiB they are cut from segments of 2 MiB, below 10 MiB from
+segments of 20 MiB, above from segments of their own size rounded to 2 MiB; the smallest free block that is large enough
+is taken, the lower address first (estimators/addresses.py), and what is left of it is split off where it is worth it. A
+request that no segment can be made for frees every cached segment that is wholly free, and is tried once more. One
+stream; memory pools of graphs, `max_split_size_mb` and `garbage_collection_threshold` are not modelled.
+estimators/expandable.py is the same with `expandable_segments`.
 """
 
 from bisect import bisect_left, insort
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from itertools import islice
+from typing import Literal, NamedTuple, Self
 
+from estimators.addresses import AddressSpace
 from estimators.allocation import GRAIN, LARGE, ROUND, SEGMENT, SMALL, UNSPLIT
 
 SMALL_SEGMENT = GRAIN
+ADDRESS_BITS = 48
+ADDRESS = (1 << ADDRESS_BITS) - 1
 
 
 class Event(NamedTuple):
@@ -41,116 +47,161 @@ class Replay:
         return self.failed_at is None
 
 
-def replay(events: Iterable[Event], cap_bytes: int | None = None) -> Replay:
-    """Run `events` through an allocator that may reserve `cap_bytes` at most (None: without end)."""
-    allocator = CachingAllocator(cap_bytes)
-    failed_at = None
-    for index, event in enumerate(events):
-        if event.kind == "allocate":
-            if not allocator.allocate(event.key, event.size_bytes):
-                failed_at = index
-                break
-        elif event.kind == "free":
-            allocator.free(event.key)
-        elif event.kind == "empty_cache":
-            allocator.empty_cache()
-        else:
-            allocator.reset_peak()
+def replay(
+    events: Iterable[Event], cap_bytes: int | None = None, expandable: bool = False, capped_from: int = 0
+) -> Replay:
+    """Run `events` through an allocator that may reserve `cap_bytes` at most (None: without end).
+
+    With `capped_from`, the cap holds from the event of that index on, as one that is set after loading does.
+    """
+    events = events if isinstance(events, (list, tuple)) else tuple(events)
+    allocator = begin(events, expandable, capped_from)
+    allocator.cap = cap_bytes
+    index = capped_from
+    while (index := advance(allocator, events, index)) < len(events):
+        if not allocator.retry(events[index].key, events[index].size_bytes):
+            break
+        index += 1
     return Replay(
         peak_allocated_bytes=allocator.peak_allocated,
         peak_reserved_bytes=allocator.peak_reserved,
         retries=allocator.retries,
-        failed_at=failed_at,
+        failed_at=index if index < len(events) else None,
     )
 
 
-class _Block:
+def begin(events: Sequence[Event], expandable: bool, stop: int) -> "CachingAllocator":
+    """An allocator without a cap that has gone through `events` up to the index `stop`."""
+    from estimators.expandable import ExpandableAllocator  # which is made of what is below
+
+    allocator = ExpandableAllocator() if expandable else CachingAllocator()
+    advance(allocator, events[:stop], 0)
+    return allocator
+
+
+def advance(allocator: "CachingAllocator", events: Sequence[Event], start: int) -> int:
+    """Go through `events` from `start` on; returns the index of the first one that is over the cap, or the end."""
+    attempt, free = allocator.attempt, allocator.free
+    for index, (kind, key, size_bytes) in enumerate(islice(events, start, None), start):
+        if kind == "allocate":
+            if not attempt(key, size_bytes):
+                return index
+        elif kind == "free":
+            free(key)
+        elif kind == "empty_cache":
+            allocator.empty_cache()
+        else:
+            allocator.reset_peak()
+    return len(events)
+
+
+class Block:
     """A stretch of a segment, in use or free, between its neighbours."""
 
-    __slots__ = ("after", "before", "free", "offset", "segment", "size", "small")
+    __slots__ = ("address", "after", "before", "free", "mapped", "pool", "size")
 
-    def __init__(self, segment: int, offset: int, size: int, small: bool) -> None:
-        self.segment = segment
-        self.small = small
-        self.offset = offset
+    def __init__(self, pool: "Pool", address: int, size: int, before: "Block | None", after: "Block | None") -> None:
+        self.pool = pool
+        self.address = address
         self.size = size
-        self.free = True
-        self.before: _Block | None = None
-        self.after: _Block | None = None
+        self.before = before
+        self.after = after
+        self.free = False
+        """Whether it can be taken, and joined by a neighbour."""
+        self.mapped = True
+        """Only pages of expandable segments may have no memory behind them."""
 
-    @property
-    def place(self) -> tuple[int, int, int]:
-        """What free blocks are ordered by: size, then address."""
-        return self.size, self.segment, self.offset
+    def split(self, size: int) -> "Block":
+        """Cut it after `size` bytes; returns what follows."""
+        after = self.after
+        tail = Block(self.pool, self.address + size, self.size - size, self, after)
+        if after is not None:
+            after.before = tail
+        self.after, self.size = tail, size
+        return tail
 
-    @property
-    def whole(self) -> bool:
-        return self.before is None and self.after is None
 
+class Pool:
+    """The free blocks of one kind, ordered by size, then address."""
 
-class _Pool:
-    """The free blocks of one kind, in order."""
+    __slots__ = ("at", "page", "places", "splits_from")
 
-    __slots__ = ("blocks", "places")
+    def __init__(self, page: int, splits_from: int) -> None:
+        self.page = page
+        self.splits_from = splits_from
+        """The smallest rest that is split off a block."""
+        self.places: list[int] = []
+        """Size and address in one number, which is compared faster than two."""
+        self.at: dict[int, Block] = {}
+        """By address; what is no longer free may linger here, and is in no place."""
 
-    def __init__(self) -> None:
-        self.places: list[tuple[int, int, int]] = []
-        self.blocks: dict[tuple[int, int, int], _Block] = {}
-
-    def add(self, block: _Block) -> None:
+    def add(self, block: Block) -> None:
         block.free = True
-        insort(self.places, block.place)
-        self.blocks[block.place] = block
+        address = block.address
+        self.at[address] = block
+        insort(self.places, block.size << ADDRESS_BITS | address)
 
-    def remove(self, block: _Block) -> None:
-        del self.places[bisect_left(self.places, block.place)]
-        del self.blocks[block.place]
+    def remove(self, block: Block) -> None:
+        places = self.places
+        del places[bisect_left(places, block.size << ADDRESS_BITS | block.address)]
 
-    def take(self, size: int) -> _Block | None:
-        """The smallest block of at least `size`, out of the pool."""
-        index = bisect_left(self.places, (size, -1, -1))
-        if index == len(self.places):
-            return None
-        return self.blocks.pop(self.places.pop(index))
+    def take(self, size: int) -> Block | None:
+        """The smallest free block of at least `size`, out of the pool."""
+        places = self.places
+        index = bisect_left(places, size << ADDRESS_BITS)
+        return self.at[places.pop(index) & ADDRESS] if index < len(places) else None
 
-    def drop_whole(self) -> int:
-        """Give back every segment that is wholly free; returns their bytes."""
-        whole = [block for block in self.blocks.values() if block.whole]
-        for block in whole:
-            self.remove(block)
-        return sum(block.size for block in whole)
+    @property
+    def free_blocks(self) -> list[Block]:
+        return [self.at[place & ADDRESS] for place in self.places]
 
 
 class CachingAllocator:
     """The allocator of one GPU and one stream."""
 
     __slots__ = (
-        "allocated", "cap", "large", "live", "peak_allocated", "peak_reserved", "reserved", "retries", "segments",
+        "addresses", "allocated", "cap", "large", "live", "peak_allocated", "peak_reserved", "reserved", "retries",
         "small",
     )  # fmt: skip
 
     def __init__(self, cap_bytes: int | None = None) -> None:
         self.cap = cap_bytes
-        self.small, self.large = _Pool(), _Pool()
-        self.live: dict[int, _Block | None] = {}
+        self.small, self.large = self._pools()
+        self.live: dict[int, Block | None] = {}
         self.allocated = self.reserved = self.peak_allocated = self.peak_reserved = 0
-        self.retries = self.segments = 0
+        self.retries = 0
+        self.addresses = AddressSpace()
+
+    def _pools(self) -> tuple[Pool, Pool]:
+        return Pool(SMALL_SEGMENT, ROUND), Pool(SEGMENT, UNSPLIT + ROUND)
 
     def allocate(self, key: int, size_bytes: int) -> bool:
-        """Make room for a tensor; False where there is none."""
+        """Make room for a tensor, emptying the cache if need be; False where there is none."""
+        return self.attempt(key, size_bytes) or self.retry(key, size_bytes)
+
+    def retry(self, key: int, size_bytes: int) -> bool:
+        """Make room for a tensor after emptying the cache; False where there is none."""
+        self.retries += 1
+        self.empty_cache()
+        return self.attempt(key, size_bytes)
+
+    def attempt(self, key: int, size_bytes: int) -> bool:
+        """Make room for a tensor; False, and nothing is changed, where that takes a segment over the cap."""
         if not size_bytes:
             self.live[key] = None
             return True
-        size = -(-size_bytes // ROUND) * ROUND
+        size = (size_bytes + ROUND - 1) & -ROUND
         pool = self.small if size <= SMALL else self.large
-        block = pool.take(size) or self._new_segment(size)
+        block = pool.take(size) or self._new(pool, size)
         if block is None:
             return False
-        self._split(block, size, pool)
+        if block.size - size >= pool.splits_from:
+            pool.add(block.split(size))
         block.free = False
         self.live[key] = block
-        self.allocated += block.size
-        self.peak_allocated = max(self.peak_allocated, self.allocated)
+        self.allocated = allocated = self.allocated + block.size
+        if allocated > self.peak_allocated:
+            self.peak_allocated = allocated
         return True
 
     def free(self, key: int) -> None:
@@ -159,46 +210,69 @@ class CachingAllocator:
         if block is None:
             return
         self.allocated -= block.size
-        pool = self._pool_of(block)
-        for neighbour in (block.before, block.after):
-            if neighbour is not None and neighbour.free:
-                pool.remove(neighbour)
-                _absorb(block, neighbour)
+        pool, before, after = block.pool, block.before, block.after
+        if before is not None and before.free:
+            pool.remove(before)
+            absorb_before(block, before)
+        if after is not None and after.free:
+            pool.remove(after)
+            absorb_after(block, after)
         pool.add(block)
 
     def empty_cache(self) -> None:
         """torch.cuda.empty_cache()."""
-        self.reserved -= self.small.drop_whole() + self.large.drop_whole()
+        for pool in (self.large, self.small):
+            for block in pool.free_blocks:
+                if block.before is None and block.after is None:
+                    pool.remove(block)
+                    self._give_back(block.size)
+                    self.addresses.give_back(block.address, block.size)
 
     def reset_peak(self) -> None:
         """torch.cuda.reset_peak_memory_stats()."""
         self.peak_allocated, self.peak_reserved = self.allocated, self.reserved
+        self.addresses.begin_steps()  # a job resets it once its model is loaded
 
-    def _pool_of(self, block: _Block) -> _Pool:
-        return self.small if block.small else self.large
+    def needed_bytes(self, size_bytes: int) -> int:
+        """What would be reserved if a tensor got a segment of its own; torch holds this against the cap."""
+        return self.reserved + segment_bytes((size_bytes + ROUND - 1) & -ROUND)
 
-    def _new_segment(self, size: int) -> _Block | None:
+    def copy(self) -> Self:
+        """The same state, to go on from in another way."""
+        twin = type(self)(self.cap)
+        for name in ("allocated", "reserved", "peak_allocated", "peak_reserved", "retries"):
+            setattr(twin, name, getattr(self, name))
+        twin.addresses = self.addresses.copy()
+        twins: dict[Block | None, Block] = {}
+        for pool, other in ((self.small, twin.small), (self.large, twin.large)):
+            other.places = pool.places.copy()
+            for block in self._blocks(pool):
+                new = twins[block] = Block(other, block.address, block.size, block.before, block.after)
+                new.free, new.mapped = block.free, block.mapped
+                other.at[block.address] = new
+        for new in twins.values():
+            new.before, new.after = twins.get(new.before), twins.get(new.after)
+        twin.live = {key: twins.get(block) for key, block in self.live.items()}
+        return twin
+
+    def _blocks(self, pool: Pool) -> list[Block]:
+        return [*pool.free_blocks, *(block for block in self.live.values() if block is not None and block.pool is pool)]
+
+    def _new(self, pool: Pool, size: int) -> Block | None:
+        """A segment, if the cap allows it."""
         wanted = segment_bytes(size)
         if self.cap is not None and self.reserved + wanted > self.cap:
-            self.retries += 1
-            self.empty_cache()
-            if self.reserved + wanted > self.cap:
-                return None
-        self.segments += 1
-        self.reserved += wanted
-        self.peak_reserved = max(self.peak_reserved, self.reserved)
-        return _Block(self.segments, 0, wanted, size <= SMALL)
+            return None
+        self._reserve(wanted)
+        return Block(pool, self.addresses.take(wanted), wanted, None, None)
 
-    def _split(self, block: _Block, size: int, pool: _Pool) -> None:
-        rest = block.size - size
-        if rest < ROUND if pool is self.small else rest <= UNSPLIT:
-            return
-        tail = _Block(block.segment, block.offset + size, rest, block.small)
-        tail.before, tail.after = block, block.after
-        if block.after is not None:
-            block.after.before = tail
-        block.after, block.size = tail, size
-        pool.add(tail)
+    def _reserve(self, size: int) -> None:
+        self.reserved += size
+        if self.reserved > self.peak_reserved:
+            self.peak_reserved = self.reserved
+
+    def _give_back(self, size: int) -> None:
+        self.reserved -= size
 
 
 def segment_bytes(size: int) -> int:
@@ -208,13 +282,19 @@ def segment_bytes(size: int) -> int:
     return SEGMENT if size < LARGE else -(-size // GRAIN) * GRAIN
 
 
-def _absorb(block: _Block, neighbour: _Block) -> None:
-    if neighbour is block.before:
-        block.offset, block.before = neighbour.offset, neighbour.before
-        if block.before is not None:
-            block.before.after = block
-    else:
-        block.after = neighbour.after
-        if block.after is not None:
-            block.after.before = block
+def absorb_before(block: Block, neighbour: Block) -> None:
+    """`block` takes over its neighbour's bytes."""
+    block.address, block.before = neighbour.address, neighbour.before
+    if block.before is not None:
+        block.before.after = block
     block.size += neighbour.size
+    neighbour.before = neighbour.after = None
+
+
+def absorb_after(block: Block, neighbour: Block) -> None:
+    """`block` takes over its neighbour's bytes."""
+    block.after = neighbour.after
+    if block.after is not None:
+        block.after.before = block
+    block.size += neighbour.size
+    neighbour.before = neighbour.after = None
