@@ -4,25 +4,24 @@ The one place that constructs a model, on "meta" for the dry run and on "cuda" t
 beyond handing the name on. Each tool's table says how it spells our names.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Any, Literal
+from types import ModuleType
+from typing import Any
 
 import peft
 import torch
 import transformers
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 from transformers.trainer_pt_utils import get_parameter_names
 
-from estimators.errors import BadInput
 from estimators.models import Config
 from estimators.recipe import ALL_LINEAR, Recipe
-
-DeviceName = Literal["meta", "cuda", "cpu"]
-Batch = Mapping[str, Tensor]
-Loss = Callable[[Batch, Tensor], Tensor]
+from runners.losses import LOSSES, DeviceName, Loss
+from runners.tools import DATA_TYPES, row, tool
 
 HEADS = ("lm_head", "embed_out")  # never quantised by transformers
 NO_DECAY = (r"bias", r"layernorm", r"rmsnorm", r"(?:^|\.)norm(?:$|\.)", r"_norm(?:$|\.)")
@@ -47,10 +46,8 @@ def build(recipe: Recipe, config: Config, device: DeviceName) -> Built:
     Raises:
         BadInput: a technique of the recipe has no row in its tool's table, or the tool is not installed.
     """
-    model = _base(recipe, config, device)
-    model = _row("PEFT", PEFT, recipe.adapter.method)(model, recipe)
-    model.config.use_cache = False
-    _row("trainer", TRAINERS, recipe.trainer)(model, recipe)
+    model = build_model(recipe, config, device)
+    row("trainer", TRAINERS, recipe.trainer)(model, recipe)
     if recipe.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     model.train()
@@ -58,24 +55,15 @@ def build(recipe: Recipe, config: Config, device: DeviceName) -> Built:
         model=model,
         parameters=tuple(parameter for parameter in model.parameters() if parameter.requires_grad),
         make_optimizer=lambda: make_optimizer(model, recipe),
-        loss=_row("loss", LOSSES, f"{recipe.trainer} {recipe.loss}")(model, recipe, device),
+        loss=row("loss", LOSSES, f"{recipe.trainer} {recipe.loss}")(model, recipe, device),
     )
 
 
-def _row(tool: str, table: Mapping[str, Any], name: str) -> Any:
-    if name not in table:
-        raise BadInput(f"{tool} has no way to run {name!r} here (it has {', '.join(table)})")
-    return table[name]
+def build_model(recipe: Recipe, config: Config, device: DeviceName) -> Any:
+    """The model alone, quantised and with its adapters, as it is handed to a trainer that makes the rest itself."""
+    return row("PEFT", PEFT, recipe.adapter.method)(_base(recipe, config, device), recipe)
 
 
-def _tool(name: str) -> Any:
-    try:
-        return import_module(name)
-    except ImportError as error:
-        raise BadInput(f"{name} is needed for this recipe and cannot be imported: {error}") from None
-
-
-DATA_TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 ATTENTIONS = {"sdpa": None, "eager": None, "flash_attention_2": "flash_attn"}
 """transformers' attn_implementation, which goes by our names, and the package that it needs."""
 
@@ -84,14 +72,20 @@ def _base(recipe: Recipe, config: Config, device: DeviceName) -> Any:
     """The bare model: made where it is trained, or skeleton first and quantised layer by layer."""
     fields = dict(config.fields)
     settings = transformers.AutoConfig.for_model(str(fields.pop("model_type")), **fields)
-    if package := _row("transformers", ATTENTIONS, recipe.attention):
-        _tool(package)
+    if package := row("transformers", ATTENTIONS, recipe.attention):
+        tool(package)
     settings._attn_implementation = recipe.attention
     settings.use_cache = False
     models: Any = transformers.AutoModelForCausalLM
     with hollow() if recipe.quantized else torch.device(device):
-        model = models.from_config(settings, dtype=_row("transformers", DATA_TYPES, recipe.weights))
+        model = models.from_config(settings, dtype=row("transformers", DATA_TYPES, recipe.weights))
     return _quantized(model, recipe, device) if recipe.quantized else model
+
+
+def module_of(config: Config) -> ModuleType:
+    """transformers' module of the model `config`."""
+    kind = transformers.CONFIG_MAPPING[str(config.fields["model_type"])]
+    return import_module(transformers.MODEL_FOR_CAUSAL_LM_MAPPING[kind].__module__)
 
 
 @contextmanager
@@ -105,16 +99,24 @@ def _quantized(model: Any, recipe: Recipe, device: DeviceName) -> Any:
     """Every linear layer but the head replaced by a quantised one, weight by weight, then the rest made real."""
     for module in list(model.modules()):
         for name, layer in list(module.named_children()):
-            if isinstance(layer, nn.Linear) and name not in HEADS:
+            if is_quantized(name, layer):
                 setattr(module, name, _quantized_layer(layer, recipe, device))
     _materialize(model, device)
     model.is_quantized = False  # what `from_pretrained` sets would forbid changing data types below
     setattr(model, "is_loaded_in_8bit" if recipe.quantization == "int8" else "is_loaded_in_4bit", True)
-    if recipe.upcasts_kbit:
-        return peft.prepare_model_for_kbit_training(  # type: ignore[no-untyped-call]
-            model, use_gradient_checkpointing=False
-        )
-    return model.requires_grad_(False)
+    prepare: Any = peft.prepare_model_for_kbit_training
+    return prepare(model, use_gradient_checkpointing=False) if recipe.upcasts_kbit else model.requires_grad_(False)
+
+
+def is_quantized(name: str, layer: nn.Module) -> bool:
+    """As transformers chooses (replace_with_bnb_linear): no subclass of Linear, but GPT-2's transposed layers."""
+    return (isinstance(layer, Conv1D) or type(layer) is nn.Linear) and name.rsplit(".", 1)[-1] not in HEADS
+
+
+def linear_shape(layer: Any) -> tuple[int, int]:
+    """Inputs and outputs."""
+    rows, columns = layer.weight.shape
+    return (rows, columns) if isinstance(layer, Conv1D) else (columns, rows)
 
 
 def _materialize(model: Any, device: DeviceName) -> None:
@@ -125,7 +127,7 @@ def _materialize(model: Any, device: DeviceName) -> None:
         for name, parameter in list(module._parameters.items()):
             if parameter is not None:
                 real = torch.empty(parameter.shape, dtype=parameter.dtype, device=device)
-                module._parameters[name] = nn.Parameter(real.normal_(0, 0.02), requires_grad=False)
+                setattr(module, name, nn.Parameter(real.normal_(0, 0.02), requires_grad=False))
     for name, module in list(model.named_modules()):
         if name.endswith("rotary_emb"):  # its frequencies are computed, not loaded
             with torch.device(device):
@@ -135,7 +137,7 @@ def _materialize(model: Any, device: DeviceName) -> None:
 
 def _four_bit(shape: dict[str, Any], recipe: Recipe) -> tuple[Any, Callable[[Tensor], Any]]:
     """bitsandbytes' 4-bit layer, and its parameter of a weight."""
-    modules, double = _tool("bitsandbytes.nn"), recipe.quantization == "nf4"
+    modules, double = tool("bitsandbytes.nn"), recipe.quantization == "nf4"
     new = modules.Linear4bit(
         **shape, compute_dtype=DATA_TYPES[recipe.compute], compress_statistics=double, quant_type="nf4"
     )
@@ -145,7 +147,7 @@ def _four_bit(shape: dict[str, Any], recipe: Recipe) -> tuple[Any, Callable[[Ten
 
 def _eight_bit(shape: dict[str, Any], recipe: Recipe) -> tuple[Any, Callable[[Tensor], Any]]:
     """bitsandbytes' 8-bit layer, whose weight arrives as float16."""
-    modules = _tool("bitsandbytes.nn")
+    modules = tool("bitsandbytes.nn")
     new = modules.Linear8bitLt(**shape, has_fp16_weights=False, threshold=6.0)
     return new, lambda weight: modules.Int8Params(weight.half(), requires_grad=False, has_fp16_weights=False)
 
@@ -157,18 +159,19 @@ BITSANDBYTES_LAYERS: dict[str, Callable[..., tuple[Any, Callable[[Tensor], Any]]
 }
 
 
-def _quantized_layer(layer: nn.Linear, recipe: Recipe, device: DeviceName) -> nn.Module:
+def _quantized_layer(layer: nn.Module, recipe: Recipe, device: DeviceName) -> nn.Module:
     """A quantised layer of the same shape, its random weight quantised on `device`."""
-    make = _row("bitsandbytes", BITSANDBYTES_LAYERS, recipe.quantization)
+    make = row("bitsandbytes", BITSANDBYTES_LAYERS, recipe.quantization)
+    inputs, outputs = linear_shape(layer)
     bias = layer.bias is not None
     with hollow():
-        shape = {"input_features": layer.in_features, "output_features": layer.out_features, "bias": bias}
+        shape = {"input_features": inputs, "output_features": outputs, "bias": bias}
         new, parameter = make(shape, recipe)
     place: Any = {"dtype": DATA_TYPES[recipe.weights], "device": device}
-    weight = torch.empty((layer.out_features, layer.in_features), **place).normal_(0, 0.02)
+    weight = torch.empty((outputs, inputs), **place).normal_(0, 0.02)
     new.weight = parameter(weight)._quantize(torch.device(device))  # as `.to(device)` does, but for meta
     if bias:
-        new.bias = nn.Parameter(torch.zeros(layer.out_features, **place), requires_grad=False)
+        new.bias = nn.Parameter(torch.zeros(outputs, **place), requires_grad=False)
     return new  # type: ignore[no-any-return]
 
 
@@ -203,63 +206,13 @@ def _sft(model: Any, recipe: Recipe) -> None:
 TRAINERS: dict[str, Callable[[Any, Recipe], None]] = {"transformers": lambda model, recipe: None, "trl": _sft}
 
 
-def _autocast(model: Any, recipe: Recipe, device: DeviceName) -> Callable[..., Any]:
-    """The model as accelerate wraps it: called under autocast, its results copied to float32."""
-    if recipe.compute == "float32":
-        return model  # type: ignore[no-any-return]
-    data_type = _row("accelerate", DATA_TYPES, recipe.compute)
-
-    def call(**inputs: Tensor) -> Any:
-        with torch.autocast(device_type=device, dtype=data_type):
-            return model(**inputs)
-
-    return _tool("accelerate.utils.operations").ConvertOutputsToFp32(call)  # type: ignore[no-any-return]
-
-
-def _plain(model: Any, recipe: Recipe, device: DeviceName) -> Loss:
-    """The model's own loss, as the stock Trainer asks for it."""
-    run = _autocast(model, recipe, device)
-    return lambda batch, tokens: run(**batch, num_items_in_batch=tokens)["loss"]
-
-
-def _liger(model: Any, recipe: Recipe, device: DeviceName) -> Loss:
-    """The same with Liger's kernels put into the model."""
-    _tool("liger_kernel.transformers")._apply_liger_kernel_to_instance(model=_bare(model))
-    return _plain(model, recipe, device)
-
-
-def _tiled(model: Any, recipe: Recipe, device: DeviceName) -> Loss:
-    """TRL's own head, which projects tile by tile and also returns what SFTTrainer logs."""
-    _tool("trl.trainer.utils").add_fused_lm_head(_bare(model), outputs=("log_probs", "entropy", "is_top1"))
-    run = _autocast(model, recipe, device)
-
-    def loss(batch: Batch, tokens: Tensor) -> Tensor:
-        outputs = run(**batch, use_cache=False, fused_lm_head=True)
-        total: Tensor = (-outputs.log_probs).sum() / torch.as_tensor(tokens).clamp(min=1)
-        outputs.label_mask.sum(), outputs.entropy.detach().sum(), outputs.is_top1.sum()  # logged at every step
-        return total
-
-    return loss
-
-
-def _bare(model: Any) -> Any:
-    return model.get_base_model() if isinstance(model, peft.PeftModel) else model
-
-
-LOSSES: dict[str, Callable[[Any, Recipe, DeviceName], Loss]] = {
-    "transformers plain": _plain,
-    "transformers liger": _liger,
-    "trl plain": _tiled,
-}
-
-
 def _torch(name: str, **settings: Any) -> Callable[..., torch.optim.Optimizer]:
     return lambda groups, **more: getattr(torch.optim, name)(groups, **settings, **more)
 
 
 def _bitsandbytes(name: str, bits: int, paged: bool = False) -> Callable[..., torch.optim.Optimizer]:
     optim = "bitsandbytes.optim"
-    return lambda groups, **more: getattr(_tool(optim), name)(groups, optim_bits=bits, is_paged=paged, **more)
+    return lambda groups, **more: getattr(tool(optim), name)(groups, optim_bits=bits, is_paged=paged, **more)
 
 
 def _adafactor(groups: Any, **more: Any) -> torch.optim.Optimizer:
@@ -286,7 +239,7 @@ def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
         {"params": [parameter for name, parameter in trained if (name in decays) is decaying], "weight_decay": 0.0}
         for decaying in (True, False)
     ]
-    optimizer: torch.optim.Optimizer = _row("optimizer", OPTIMIZERS, recipe.optimizer)(groups, lr=recipe.learning_rate)
+    optimizer: torch.optim.Optimizer = row("optimizer", OPTIMIZERS, recipe.optimizer)(groups, lr=recipe.learning_rate)
     if recipe.optimizer.endswith("_8bit"):
         _keep_embeddings_wide(model)
     return optimizer
@@ -294,7 +247,7 @@ def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
 
 def _keep_embeddings_wide(model: nn.Module) -> None:
     """The Trainer asks for float32 states of embeddings (Trainer.create_optimizer)."""
-    manager = _tool("bitsandbytes.optim").GlobalOptimManager.get_instance()
+    manager = tool("bitsandbytes.optim").GlobalOptimManager.get_instance()
     for module in model.modules():
         if isinstance(module, nn.Embedding):
             manager.register_module_override(module, "weight", {"optim_bits": 32})

@@ -41,11 +41,13 @@ class AutocastState:
 
     def arguments(self, function: Callable[..., Any], args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         """The arguments that `function` sees under autocast."""
+        if kwargs.get("out") is not None or kwargs.get("out_dtype") is not None:  # not on the lists
+            return args, kwargs
         name = getattr(function, "__name__", "")
         if name in LOWER:
-            return tree_map(self.lower, args), tree_map(self.lower, kwargs)
+            return _from_the_last(self.lower, args, kwargs)
         if name in FLOAT32:
-            return tree_map(_widen, args), tree_map(_widen, kwargs)
+            return _from_the_last(_widen, args, kwargs)
         if name in FLOAT32_RESULT and _is_low(args[0]) and kwargs.get("dtype") is None:
             return args, {**kwargs, "dtype": torch.float32}
         if name in WIDEST and _mixed(args):
@@ -84,6 +86,12 @@ class MetaAutocast:
         self.state.nesting -= 1
         if not self.state.nesting:
             self.state.casts.clear()
+
+
+def _from_the_last(cast: Callable[[Any], Any], args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """Casts as torch's compiler orders them: arguments of a C++ call are made from the last to the first."""
+    named = {name: tree_map(cast, kwargs[name]) for name in reversed(kwargs)}
+    return tuple(reversed([tree_map(cast, value) for value in reversed(args)])), {name: named[name] for name in kwargs}
 
 
 def _widen(value: Any) -> Any:

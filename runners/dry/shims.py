@@ -5,7 +5,8 @@ Everything here is put in place for the length of a `with` block and taken out a
 
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
+from copy import deepcopy
 from importlib import import_module
 from types import SimpleNamespace
 from typing import Any
@@ -15,8 +16,10 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from estimators.hardware import Device
-from runners.dry.attention import Efficient, Flash, attend
+from estimators.recipe import Recipe
+from runners.dry.attention import attend
 from runners.dry.autocast import AutocastState, MetaAutocast
+from runners.dry.replacing import Launch, Replacement, replaced
 
 META = "meta"
 
@@ -37,6 +40,8 @@ class CudaFunctions(TorchFunctionMode):
             return attend(self.device, *args, **kwargs)
         if function is torch.nn.functional.dropout:
             return _dropout(*args, **kwargs)
+        if function is torch.tensor and torch.device(kwargs.get("device") or "cpu").type == META:
+            return function(*args, **kwargs | {"device": "cpu"}).to(META)  # a copy, which can be seen
         return function(*args, **kwargs)
 
 
@@ -45,30 +50,21 @@ class Dropout(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, source: Tensor) -> Tensor:
-        result, mask = torch.empty_like(source), torch.empty_like(source, dtype=torch.bool)
+        mask, result = torch.empty_like(source, dtype=torch.bool), torch.empty_like(source)
         ctx.save_for_backward(mask)
         return result
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        (mask,) = ctx.saved_tensors  # where recomputation starts, under checkpointing
+        del mask
         return torch.empty_like(gradient)
-
-
-KERNELS = (Dropout, Flash, Efficient)
-"""Autograd functions that are written in C++ on CUDA."""
 
 
 def _dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
     if not training or p == 0:
         return input
     return Dropout.apply(input)  # type: ignore[no-any-return, no-untyped-call]
-
-
-class _Launch:
-    """A Triton kernel that does nothing."""
-
-    def __getitem__(self, grid: Any) -> Callable[..., None]:
-        return lambda *args, **kwargs: None
 
 
 @contextmanager
@@ -83,31 +79,29 @@ def cuda_on_meta(device: Device) -> Iterator[None]:
         yield
 
 
-_MISSING = object()
-
-
 @contextmanager
-def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
-    """Another attribute in place of `owner.name`, for the length of a block."""
-    before = getattr(owner, name, _MISSING)
-    setattr(owner, name, value)
-    try:
+def quantized_on_meta(recipe: Recipe) -> Iterator[None]:
+    """PEFT copies 4-bit layers for DoRA: bitsandbytes' weights copy themselves by a constructor that meta refuses."""
+    if not recipe.quantized:
         yield
-    finally:
-        if before is _MISSING:
-            delattr(owner, name)
-        else:
-            setattr(owner, name, before)
+        return
+    with replaced(import_module("bitsandbytes.nn").Params4bit, "__deepcopy__", _copied):
+        yield
 
 
-Replacement = tuple[Any, str, Any]
+def _copied(weight: Any, memo: dict[int, Any]) -> Any:
+    """Params4bit.__deepcopy__: the data and the scales."""
+    copy = torch.Tensor._make_subclass(type(weight), weight.data.clone(), weight.requires_grad)
+    copy.__dict__.update(weight.__dict__)
+    copy.quant_state = deepcopy(weight.quant_state)  # type: ignore[attr-defined]
+    return copy
 
 
 def _autocast(state: AutocastState) -> Iterator[Replacement]:
     real = torch.autocast
 
     def autocast(device_type: str, dtype: Any = None, enabled: bool = True, cache_enabled: Any = None) -> Any:
-        if device_type == META:
+        if device_type in (META, "cuda"):
             return MetaAutocast(state, dtype, enabled)
         return real(device_type, dtype, enabled, cache_enabled)
 
@@ -115,37 +109,37 @@ def _autocast(state: AutocastState) -> Iterator[Replacement]:
         # Without a device the question is about CUDA, which is what meta stands for here.
         return lambda kind=META: answer() if kind in (META, "cuda") else real_function(kind)
 
-    yield torch, "autocast", autocast
-    yield torch.amp, "autocast", autocast
+    for owner in (torch, torch.amp, torch.amp.autocast_mode):
+        yield owner, "autocast", autocast
     yield torch, "is_autocast_enabled", wrapped(torch.is_autocast_enabled, lambda: state.enabled)
     yield torch, "get_autocast_dtype", wrapped(torch.get_autocast_dtype, lambda: state.data_type)
     yield torch.amp, "is_autocast_available", wrapped(torch.amp.is_autocast_available, lambda: True)
+    yield from _transformers(autocast)
+
+
+def _transformers(autocast: Callable[..., Any]) -> Iterator[Replacement]:
+    """transformers turns autocast off around rotary embeddings, but thinks that meta has none."""
+    real = getattr(sys.modules.get("transformers.utils.generic"), "maybe_autocast", None)
+
+    def maybe_autocast(device_type: str, dtype: Any = None, enabled: bool = True, cache_enabled: Any = None) -> Any:
+        if torch.is_autocast_enabled(device_type) or enabled:
+            return autocast(device_type, dtype=dtype, enabled=enabled, cache_enabled=cache_enabled)
+        return nullcontext()
+
+    for module in [*sys.modules.values()] if real is not None else ():
+        if vars(module).get("maybe_autocast") is real:
+            yield module, "maybe_autocast", maybe_autocast
 
 
 def _engine(functions: CudaFunctions) -> Iterator[Replacement]:
-    """Tensor.backward is itself seen by function modes, which are off while they look: recomputation needs them on.
-
-    A gradient that a Python function made is marked: its Python object counts as a second holder.
-    """
+    """Tensor.backward is itself seen by function modes, which are off while they look: recomputation needs them on."""
     real = getattr(torch.autograd, "_engine_run_backward")  # noqa: B009 (typed as private to graph.py)
 
     def run_backward(*args: Any, **kwargs: Any) -> Any:
         with functions:
             return real(*args, **kwargs)
 
-    function = torch.autograd.function.BackwardCFunction
-    apply = function.apply
-
-    def marked(node: Any, *gradients: Any) -> Any:
-        results: Any = apply(node, *gradients)  # type: ignore[no-untyped-call]
-        if node._forward_cls not in KERNELS:
-            for result in results if isinstance(results, tuple) else (results,):
-                if isinstance(result, Tensor):
-                    result.seen_by_python = True  # type: ignore[attr-defined]
-        return results
-
     yield torch.autograd, "_engine_run_backward", run_backward
-    yield function, "apply", marked
 
 
 def _optimizers() -> Iterator[Replacement]:
@@ -184,6 +178,6 @@ def _trl() -> Iterator[Replacement]:
     for owner in (kernels, import_module("trl.trainer.utils")):
         yield owner, "_use_triton", lambda device: True
     for name in ("_forward_kernel", "_backward_kernel"):
-        yield kernels, name, _Launch()
+        yield kernels, name, Launch()
     yield kernels, "triton", SimpleNamespace(cdiv=lambda size, block: -(-size // block))
     yield kernels, "_addmm_fp32", lambda accumulator, left, right: None

@@ -1,199 +1,50 @@
-"""Runs two optimizer steps of a recipe on the meta device and records every allocation and free, in order.
+"""The dry run: two optimizer steps of a recipe on the meta device, every allocation and free in order, replayed.
 
-No GPU and no weights: real code of transformers, PEFT, bitsandbytes, TRL and torch over tensors without data. The
-first step makes the optimizer's state, the second is like all later ones.
+A shallow model is traced, and its middle repeated to the model's depth; where that cannot be shown to be right, the
+model is traced whole.
 """
 
-import gc
-import logging
 import time
-import weakref
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
 
-import torch
-from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
-
-from estimators.allocator import Event, replay
-from estimators.errors import BadInput, PlanError
+from estimators.allocator import CachingAllocator, Event, begin
+from estimators.errors import BadInput
 from estimators.hardware import Device
-from estimators.memory import cublas_workspace_bytes
-from estimators.models import Config
+from estimators.model import ModelSpec
+from estimators.models import Config, build
 from estimators.recipe import Recipe
-from runners import build as building
-from runners.build import Batch, Built, build, hollow
-from runners.dry.kernels import handlers
-from runners.dry.shims import cuda_on_meta, replaced
+from estimators.traced import EVALUATION, Traced
+from runners.dry.ddp import with_buckets
+from runners.dry.depth import NotLinearError, repeated, slopes_between
+from runners.dry.shallow import Depths, depths_of, shallow
+from runners.dry.steady import with_later_steps
+from runners.dry.steps import CannotTrace, record
+from runners.dry.stream import OUTSIDE, Phase, Stream
 
-Phase = Literal["load", "forward", "backward", "optimizer"]
-STEPS = 2
-LARGEST_NORM = 1.0
-"""TrainingArguments.max_grad_norm."""
-PRODUCTS = ("mm", "addmm", "bmm", "baddbmm", "gemm_4bit")
+__all__ = ["CannotTrace", "Trace", "dry_run"]
 
-
-class CannotTrace(BadInput):
-    """The meta device cannot run an operation of this recipe; the message names it."""
+PHASE_WORDS: dict[Phase, str] = {
+    "load": "load",
+    "forward": "forward pass",
+    "backward": "backward pass",
+    "optimizer": "optimizer step",
+    "evaluation": EVALUATION,
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Trace:
-    """What a job asks of the allocator, from an empty GPU to the end of its second step."""
+class Trace(Traced):
+    """What was found out about a job, and the events behind it: what it asks of the allocator, from an empty GPU on."""
 
     events: tuple[Event, ...]
-    phases: tuple[tuple[int, Phase], ...]
+    starts: tuple[tuple[int, Phase], ...]
     """The index of the event at which each phase begins."""
-    loaded_bytes: int
-    peak_allocated_bytes: int
-    """After loading, as torch.cuda.max_memory_allocated counts it."""
-    peak_reserved_bytes: int
-    peak_phase: Phase
-    peak_module: str
-    """The module that was running at the peak, empty outside of modules."""
-    peak_operation: str
-    seconds: float
-
-
-class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Sees every operator, and every storage from its birth to its death."""
-
-    def __init__(self, device: Device, *, padded: bool) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.device = device
-        self.padded = padded
-        self.alone: tuple[int, int] | None = None
-        self.hollow = False
-        """Whether what is born now holds no memory on the GPU either."""
-        self.events: list[Event] = []
-        self.phases: list[tuple[int, Phase]] = []
-        self.live: dict[int, int] = {}
-        self.keys = self.held = self.peak = 0
-        self.where: tuple[Phase, str, str] = ("load", "", "")
-        self.modules: list[str] = []
-        self.handlers: dict[Any, Any] = {}
-        self.workspaces: set[Phase] = set()
-        self.operation = ""
-
-    def __torch_dispatch__(self, operator: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        self.operation = str(operator)
-        if operator.__name__.split(".")[0] in PRODUCTS:
-            self._workspace()
-        if operator is torch.ops.aten.add.Tensor and self._accumulates(args):
-            return args[0]
-        if (handler := self.handlers.get(operator)) is not None:
-            result = handler(self, args, kwargs)
-            if result is not NotImplemented:
-                return result
-        result = operator(*args, **kwargs)
-        for leaf in tree_leaves(result):
-            if isinstance(leaf, Tensor):
-                self.born(leaf)
-        return result
-
-    def born(self, tensor: Tensor) -> Tensor:
-        """A tensor appeared: if its storage is new, that is an allocation."""
-        if tensor.device.type != "meta":
-            return tensor
-        storage = tensor.untyped_storage()
-        identity = storage._cdata
-        if identity not in self.live:
-            size_bytes = 0 if self.hollow else storage.nbytes()
-            self.live[identity] = self.allocate(size_bytes)
-            weakref.finalize(storage, self._died, identity, size_bytes)
-        return tensor
-
-    def allocate(self, size_bytes: int) -> int:
-        """Record an allocation; returns its key."""
-        self.keys += 1
-        self.events.append(Event("allocate", self.keys, size_bytes))
-        self.held += size_bytes
-        if self.held > self.peak:
-            self.peak, self.where = self.held, (self.phase, self.modules[-1] if self.modules else "", self.operation)
-        return self.keys
-
-    def _died(self, identity: int, size_bytes: int) -> None:
-        self.events.append(Event("free", self.live.pop(identity)))
-        self.held -= size_bytes
-
-    def _accumulates(self, args: tuple[Any, ...]) -> bool:
-        """Whether this sum is autograd adding a gradient into one that nothing else holds.
-
-        The engine then adds in place (can_accumulate_inplace in torch's autograd, from memory), but never while
-        a dispatch mode looks on. How many references "nothing else" is, as seen from here, `calibrate` found out.
-        """
-        if torch.is_grad_enabled() or len(args) != 2 or not all(isinstance(item, Tensor) for item in args):
-            return False
-        old, new = args
-        if old.shape != new.shape or old.dtype != new.dtype or hasattr(old, "seen_by_python"):
-            return False
-        count = (old._use_count(), torch._C._storage_Use_Count(old.untyped_storage()._cdata))
-        if self.alone is None:
-            self.alone = count
-        return count == self.alone and _dense(old)
-
-    def calibrate(self) -> None:
-        """Let the engine accumulate one gradient whose buffer is surely its own."""
-        source = torch.zeros(1, device="meta", requires_grad=True)
-        double = source * 2
-        torch.autograd.backward((double.sin() + double.cos()).sum())
-
-    def _workspace(self) -> None:
-        """cuBLAS keeps a workspace for each thread's handle, from its first product on."""
-        if self.phase not in self.workspaces and self.phase in ("forward", "backward"):
-            self.workspaces.add(self.phase)
-            self.allocate(cublas_workspace_bytes(self.device) // 2)
 
     @property
-    def phase(self) -> Phase:
-        return self.phases[-1][1]
-
-    def begin(self, phase: Phase) -> None:
-        self.phases.append((len(self.events), phase))
-
-    def loaded(self) -> int:
-        """Loading is over: what follows counts for the peak. Returns how many events it took."""
-        gc.collect()
-        self.events += [Event("empty_cache"), Event("reset_peak")]
-        self.peak = self.held
-        return len(self.events)
-
-
-def _dense(tensor: Tensor) -> bool:
-    return torch.ops.aten.is_non_overlapping_and_dense.default(tensor)  # type: ignore[no-any-return]
-
-
-@contextmanager
-def _named(recorder: Recorder, model: nn.Module) -> Iterator[None]:
-    """Know which module is running."""
-    handles = []
-    for name, module in model.named_modules():
-        handles.append(module.register_forward_pre_hook(lambda *_, name=name: recorder.modules.append(name)))
-        handles.append(module.register_forward_hook(lambda *_: _leave(recorder), always_call=True))
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-@contextmanager
-def _hollow(recorder: Recorder, real: Callable[[], AbstractContextManager[None]]) -> Iterator[None]:
-    """The skeleton is on meta in a real run too, and takes nothing there."""
-    recorder.hollow = True
-    try:
-        with real():
-            yield
-    finally:
-        recorder.hollow = False
-
-
-def _leave(recorder: Recorder) -> None:
-    recorder.modules.pop()
+    def first_step(self) -> int:
+        """The index of the first event after loading."""
+        return next(start for start, phase in self.starts if phase != "load")
 
 
 def dry_run(recipe: Recipe, config: Config, device: Device) -> Trace:
@@ -206,84 +57,100 @@ def dry_run(recipe: Recipe, config: Config, device: Device) -> Trace:
     if recipe.parallelism.kind not in ("none", "ddp"):
         raise BadInput(f"the dry run traces one GPU, and {recipe.parallelism.kind} shards the job over several")
     started = time.perf_counter()
-    recorder = Recorder(device, padded=recipe.padded)
-    try:
-        loaded, finished = _run(recorder, recipe, config)
-    except PlanError:
-        raise
-    except Exception as error:
-        raise CannotTrace(_why(recorder, config, error)) from error
-    events = tuple(recorder.events[:finished])
-    peaks, at_start = replay(events), replay(events[:loaded])
-    phase, module, operation = recorder.where
+    model = build(config)
+    stream, layers = stream_of(recipe, model, config, device)
+    if recipe.parallelism.kind == "ddp":
+        stream = with_buckets(stream, recipe.buckets)
+    stream = with_later_steps(stream, recipe.expandable_segments)
+    return _summary(stream, layers, recipe.expandable_segments, started)
+
+
+def stream_of(recipe: Recipe, model: ModelSpec, config: Config, device: Device) -> tuple[Stream, int]:
+    """Everything the job asks of the allocator, and how many blocks were run to find out."""
+    depths = depths_of(model, config)
+    if depths is not None:
+        try:
+            return _extended(recipe, config, device, depths), depths.depth
+        except NotLinearError:
+            pass
+    return record(recipe, config, device, len(model.layers)), len(model.layers)
+
+
+def _extended(recipe: Recipe, config: Config, device: Device, depths: Depths) -> Stream:
+    """The stream of a deep model, from two shallow ones.
+
+    Raises:
+        NotLinearError: they do not differ by one window of blocks.
+    """
+    deeper = record(recipe, shallow(config, depths.depth), device, depths.depth)
+    shallower = record(recipe, shallow(config, depths.check), device, depths.check)
+    slopes = slopes_between(deeper, shallower, depths.window)
+    extended = repeated(deeper, depths.window, depths.copies, slopes)
+    extended.work = deeper.work.plus(deeper.work.plus(shallower.work, -1), depths.copies)
+    return extended
+
+
+def _summary(stream: Stream, layers: int, expandable: bool, started: float) -> Trace:
+    """Replay a stream: its peaks, what was alive at the highest, and the peak of each phase."""
+    allocator, phases = begin((), expandable, 0), dict[str, int]()
+    peak, peak_at, reserved, loaded = 0, 0, 0, 0
+    for start, end, phase in stream.bounds():
+        allocator.peak_reserved = allocator.reserved
+        highest, highest_at = _run(allocator, stream.events, start, end)
+        words = PHASE_WORDS[phase]
+        phases[words] = max(phases.get(words, 0), allocator.peak_reserved)
+        if phase == "load":
+            loaded = allocator.allocated
+        elif phase != "evaluation":
+            reserved = max(reserved, allocator.peak_reserved)
+            if highest > peak:
+                peak, peak_at = highest, highest_at
     return Trace(
-        events=events,
-        phases=tuple(recorder.phases),
-        loaded_bytes=at_start.peak_allocated_bytes,
-        peak_allocated_bytes=peaks.peak_allocated_bytes,
-        peak_reserved_bytes=peaks.peak_reserved_bytes,
-        peak_phase=phase,
-        peak_module=module,
-        peak_operation=operation,
+        events=tuple(stream.events),
+        starts=tuple(stream.phases),
+        loaded_bytes=loaded,
+        peak_allocated_bytes=peak,
+        peak_reserved_bytes=reserved,
+        peak_moment=_moment(stream, peak_at),
+        terms=_terms(stream, peak_at, expandable),
+        phases=phases,
+        work=stream.work,
+        layers_traced=layers,
         seconds=time.perf_counter() - started,
     )
 
 
-def _why(recorder: Recorder, config: Config, error: Exception) -> str:
-    """One line: what could not be done, and the first line of the library's own words."""
-    words = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-    what = "be built" if recorder.phase == "load" else f"run {recorder.operation} on the meta device"
-    return f"{config.name} cannot {what}: {words}"
+def _run(allocator: CachingAllocator, events: Sequence[Event], start: int, end: int) -> tuple[int, int]:
+    """Go through a phase; returns the most that was allocated, and the index of the event that did it."""
+    peak, peak_at = 0, start
+    for index in range(start, end):
+        kind, key, size_bytes = events[index]
+        if kind == "allocate":
+            allocator.attempt(key, size_bytes)
+            if allocator.allocated > peak:
+                peak, peak_at = allocator.allocated, index
+        elif kind == "free":
+            allocator.free(key)
+        elif kind == "empty_cache":
+            allocator.empty_cache()
+        else:
+            allocator.addresses.begin_steps()
+    return peak, peak_at
 
 
-def _run(recorder: Recorder, recipe: Recipe, config: Config) -> tuple[int, int]:
-    """Builds and steps the job; returns how many events loading took, and how many everything took."""
-    recorder.begin("load")
-    with _quiet(), recorder, replaced(building, "hollow", lambda: _hollow(recorder, hollow)):
-        recorder.calibrate()
-        built = build(recipe, config, "meta")
-        loaded = recorder.loaded()
-        recorder.handlers = handlers()
-        with cuda_on_meta(recorder.device), _named(recorder, built.model):
-            optimizer = built.make_optimizer()
-            for _ in range(STEPS):
-                _step(recorder, recipe, built, optimizer)
-            return loaded, len(recorder.events)
+def _moment(stream: Stream, index: int) -> str:
+    """What was going on at an event: "backward pass, block 3, aten.mm.default"."""
+    phase = next(phase for start, end, phase in stream.bounds() if start <= index < end)
+    owner = stream.owners[index]
+    place = f", block {owner}" if owner != OUTSIDE else ""
+    return f"{PHASE_WORDS[phase]}{place}, {stream.makers[stream.events[index].key]}"
 
 
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Only reference counts free tensors, so that what a run frees does not hang on Python's collector."""
-    was_enabled = gc.isenabled()
-    gc.disable()
-    chatty = logging.getLogger("bitsandbytes")
-    level = chatty.level
-    chatty.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        chatty.setLevel(level)
-        if was_enabled:
-            gc.enable()
-
-
-def _step(recorder: Recorder, recipe: Recipe, built: Built, optimizer: torch.optim.Optimizer) -> None:
-    """One optimizer step as the Trainer takes it."""
-    batches = [_batch(recipe) for _ in range(recipe.gradient_accumulation)]
-    tokens = torch.zeros((), dtype=torch.int64, device="meta")
-    for batch in batches:
-        recorder.begin("forward")
-        loss = built.loss(batch, tokens)
-        recorder.begin("backward")
-        loss.backward()  # type: ignore[no-untyped-call]
-        del loss
-    recorder.begin("optimizer")
-    nn.utils.clip_grad_norm_(built.parameters, LARGEST_NORM, foreach=True)
-    optimizer.step()
-    built.model.zero_grad()
-
-
-def _batch(recipe: Recipe) -> Batch:
-    shape = (recipe.micro_batch, recipe.sequence_length)
-    names = ("input_ids", "attention_mask", "labels")
-    return {name: torch.zeros(shape, dtype=torch.int64, device="meta") for name in names}
+def _terms(stream: Stream, index: int, expandable: bool) -> dict[str, int]:
+    """Bytes of every block in use after an event, by what its tensor is for."""
+    allocator = begin(stream.events, expandable, index + 1)
+    terms: dict[str, int] = {}
+    for key, block in allocator.live.items():
+        term = stream.terms[key]
+        terms[term] = terms.get(term, 0) + (block.size if block is not None else 0)
+    return terms

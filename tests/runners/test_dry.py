@@ -11,17 +11,20 @@ from dataclasses import replace
 
 import torch
 
+from benchmarks.figures import FILES, found, written
 from estimators.allocator import replay
 from estimators.catalogue import find_device
 from estimators.errors import BadInput
 from estimators.measurement import Measurement, measurements
 from estimators.models import load_config
 from estimators.recipe import Adapter, Parallelism, Recipe
-from runners.dry import trace as tracing
+from runners.dry import steps
 from runners.dry.trace import CannotTrace, Trace, dry_run
+from runners.dry.tracer import versions
 from tests.estimators.tiny import shallow
 
 H200 = find_device("h200")
+STALE = "benchmarks/dry_run_figures.json is stale: python benchmarks/accuracy.py --dry-run --write"
 pytestmark = [
     pytest.mark.filterwarnings("ignore::FutureWarning"),
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
@@ -40,19 +43,27 @@ RUNS = (
     "tinyllama-full-amp-accum4-ck",
     "gpt2-medium-full-fp32",
     "h100-llama-3.2-1b-full-amp-ck",
+    "new-pythia-1b-full-fp32-s384-b12",
+    "new-tinyllama-full-adafactor-eval-load",
+    "new-llama-3.2-1b-lora-attn-liger-s6144-b2",
 )
-"""Measured runs of small models: methods, optimizers, padding, dropout, checkpointing, accumulation, two cards."""
+"""Measured runs of small models: methods, optimizers, padding, dropout, checkpointing, accumulation, losses, an
+evaluation, two cards."""
 
 
-def measured(name: str) -> Measurement:
-    rows = (run for file in ("h200_facts", "h200_single", "h100_single") for run in measurements(file))
-    return next(run for run in rows if run.name == name)
+def measured(name: str) -> tuple[str, Measurement]:
+    """The file that a run is in, and the run."""
+    return next((file, run) for file in FILES for run in measurements(file) if run.name == name)
 
 
 @pytest.mark.parametrize("name", RUNS)
 def test_peaks_are_those_of_the_real_run(name: str) -> None:
-    run = measured(name)
+    file, run = measured(name)
     trace = dry_run(run.recipe, load_config(run.recipe.model), find_device(run.gpu))
+    kept = found(file, name)
+    same = 0.0 if written()["versions"] == versions() else 0.0005
+    assert trace.peak_allocated_bytes == pytest.approx(kept["peak_allocated"].value, rel=same), STALE
+    assert trace.peak_reserved_bytes == pytest.approx(kept["peak_reserved"].value, rel=40 * same), STALE
     assert trace.peak_allocated_bytes == pytest.approx(run.worst.peak_allocated_bytes, rel=0.0005)
     assert trace.peak_reserved_bytes == pytest.approx(run.worst.peak_reserved_bytes, rel=0.02)
     assert trace.loaded_bytes == pytest.approx(run.worst.loaded_bytes, rel=0.01)
@@ -75,13 +86,15 @@ def test_every_free_is_of_something_alive_and_phases_come_in_order() -> None:
             alive.add(event.key)
         elif event.kind == "free":
             alive.remove(event.key)
-    assert [phase for _, phase in trace.phases] == ["load", *("forward", "backward", "optimizer") * 2]
+    steps = len(trace.starts) // 3
+    assert steps >= 3  # two are traced, and the second is repeated until the allocator is calm
+    assert [phase for _, phase in trace.starts] == ["load", *("forward", "backward", "optimizer") * steps]
     assert replay(trace.events).peak_allocated_bytes == trace.peak_allocated_bytes
 
 
 def test_the_second_step_leaves_nothing_behind() -> None:
     trace = small(optimizer="adamw_torch")
-    starts = [index for index, phase in trace.phases if phase == "forward"]
+    starts = [index for index, phase in trace.starts if phase == "forward"]
     held = {0: 0}
     total, sizes = 0, {}
     for index, event in enumerate(trace.events, start=1):
@@ -91,8 +104,7 @@ def test_the_second_step_leaves_nothing_behind() -> None:
         elif event.kind == "free":
             total -= sizes[event.key]
         held[index] = total
-    batch_bytes = 3 * 8 * 256 * 8
-    assert held[len(trace.events)] == pytest.approx(held[starts[1]] - batch_bytes, abs=4096)
+    assert held[len(trace.events)] == held[starts[1]]
 
 
 def test_a_cap_below_the_peak_kills_the_job() -> None:
@@ -116,13 +128,13 @@ def test_a_sharded_recipe_is_refused_by_name() -> None:
 
 
 def test_an_operation_that_meta_cannot_run_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = tracing.build
+    real = steps.build
 
     def build(*arguments: object) -> object:
         built = real(*arguments)  # type: ignore[arg-type]
         return replace(built, loss=lambda batch, tokens: torch.nonzero(batch["input_ids"]).float().sum())
 
-    monkeypatch.setattr(tracing, "build", build)
+    monkeypatch.setattr(steps, "build", build)
     with pytest.raises(CannotTrace, match="nonzero") as caught:
         small()
     assert "\n" not in str(caught.value)
