@@ -48,6 +48,7 @@ def product(tape: Tape, setting: Setting, source: Value, layer: Linear, *, train
             + (elements * (weight_bytes + setting.compute_bytes) if casts and trainable else 0),
             launches=1 + int(casts),
             backward_launches=backward_products + (int(casts) if trainable else 0) + int(layer.bias and trainable),
+            weight_gradient=elements * weight_bytes if trainable else 0,
         )
     )
 
@@ -70,11 +71,16 @@ def normalize(tape: Tape, setting: Setting, source: Value, norm: Norm, elements:
     under autocast. Liger's kernel keeps its input as it is.
     """
     trainable = setting.trains_base and norm.weight
+    if norm.restores:
+        wide = tape.cast(source, FLOAT32)
+        return tape.cast(tape.elementwise(wide, saved=(wide,)), source.itemsize)
     if norm.kind == "layernorm":
         wide = tape.cast(source, FLOAT32) if setting.autocast else source
         return tape.elementwise(wide, saved=(wide,))
     if setting.fused_kernels:
-        return tape.elementwise(source, saved=(source,))
+        # Liger hands the gradient on in place, but for the norms that apply their weights in float32.
+        output = Value(source.elements, source.itemsize, source.grad)
+        return tape.add(Node("elementwise", (source,), output, (source,), aliases=not norm.offset))
     wide = tape.cast(source, FLOAT32)
     rows = max(1, wide.elements // norm.size)
     scale = tape.add(

@@ -5,7 +5,8 @@ from collections.abc import Iterator
 from estimators.hardware import Cluster
 from estimators.model import ModelSpec
 from estimators.placement import used_cluster
-from estimators.recipe import Recipe
+from estimators.recipe import ALL_LINEAR, Recipe
+from estimators.strategies.adapter.experts import reaches_experts
 from estimators.strategies.axes import Needs
 from estimators.strategies.parallelism.offload import refusal
 from estimators.techniques import ADAPTERS, ATTENTIONS, LOSSES, OPTIMIZERS, PARALLELISMS, QUANTIZATIONS, find_law
@@ -32,9 +33,27 @@ def objections(model: ModelSpec, recipe: Recipe, cluster: Cluster) -> tuple[str,
     reasons = [reason for law in laws for reason in _unmet(law.name, law.needs, model, recipe, capability)]
     reasons += _data_types(recipe, capability)
     reasons += _placement(recipe, cluster)
+    reasons += _libraries(model, recipe)
     if model.learned_positions and recipe.sequence_length > model.max_positions:
         reasons.append(f"{model.name} has no positions beyond {model.max_positions} tokens")
     return tuple(reasons)
+
+
+def _libraries(model: ModelSpec, recipe: Recipe) -> Iterator[str]:
+    """What the libraries refuse of techniques that they have, each for a reason of its own."""
+    adapter = recipe.adapter
+    if recipe.trainer == "trl" and recipe.loss == "liger":
+        yield "liger works with trainer transformers, not trl, whose SFTTrainer has a loss of its own"
+    if model.model_type == "falcon" and recipe.quantized:
+        yield f"transformers quantises no layer of Falcon (FalconLinear), so {recipe.quantization} would do nothing"
+    if not (reaches_experts(model) and adapter.targets == ALL_LINEAR):
+        return
+    if adapter.method == "dora":
+        yield f"peft adapts the experts of {model.name} as parameters (lora.ParamWrapper), which dora cannot be"
+    if adapter.dropout:
+        yield f"peft adapts the experts of {model.name} as parameters (lora.ParamWrapper), without dropout"
+    if recipe.loss == "liger":
+        yield f"liger asks the experts of {model.name} for weights that peft's wrapper does not show"
 
 
 def _unmet(name: str, needs: Needs, model: ModelSpec, recipe: Recipe, capability: tuple[int, int]) -> Iterator[str]:

@@ -12,10 +12,9 @@ from operator import attrgetter
 from estimators.hardware import Device
 from estimators.model import ModelSpec
 from estimators.recipe import Adapter, Buckets, Parallelism, Recipe
-from estimators.strategies.adapter.lora import ADAPTER_BYTES
 from estimators.strategies.axes import Job, Phase, Resident
 from estimators.techniques import OPTIMIZERS, PARALLELISMS, find_law
-from estimators.trainable import FULL, ITEM_BYTES, base_weight_bytes, groups_of, trainable_groups
+from estimators.trainable import FULL, ITEM_BYTES, adapter_bytes, base_weight_bytes, groups_of, trainable_groups
 from estimators.units import MIB
 from estimators.walk import Walk, walk
 
@@ -77,6 +76,7 @@ _JOB_FIELDS = attrgetter(
     "optimizer",
     "parallelism",
     "buckets",
+    "trainer",
     "upcasts_kbit",
     "gradient_checkpointing",
 )
@@ -97,13 +97,14 @@ def _job(
     optimizer: str,
     place: Parallelism,
     buckets: Buckets,
+    trainer: str,
     upcasts: bool,
     checkpointing: bool,
     accumulates: bool,
 ) -> Job:
     law = find_law("optimizer", OPTIMIZERS, optimizer)
     groups, everything = groups_of(model, adapter), adapter.trains_everything
-    loaded = ITEM_BYTES[weights] if everything else ADAPTER_BYTES
+    loaded = ITEM_BYTES[weights] if everything else adapter_bytes(trainer, quantization != "none")
     sharded = place.kind in FLOAT32_SHARDS
     stream_bytes = 4 if upcasts else ITEM_BYTES[weights]
     if place.kind.startswith("zero"):
@@ -192,30 +193,64 @@ class _Alive:
 
 def _alive(model: ModelSpec, recipe: Recipe, walked: Walk, job: Job) -> Iterator[tuple[str, Phase, _Alive, float]]:
     """Each moment: its name, its phase, what the passes hold, and the share of its phase's gradients that exist."""
-    checkpointing = recipe.gradient_checkpointing
-    boundaries = walked.layers * walked.stream_bytes
-    kept = boundaries + walked.pinned if checkpointing else walked.kept + walked.stream_bytes
+    checkpointing, stream = recipe.gradient_checkpointing, walked.stream_bytes
+    head, last = walked.head.footprint, walked.blocks[walked.kinds[-1]].footprint
+    kept = walked.layers * stream + walked.pinned if checkpointing else walked.kept + stream
+    kept += walked.embedding_kept
     casts = walked.cached_casts if checkpointing else 0
-    head, last, first = walked.head.footprint, walked.blocks[-1].footprint, walked.blocks[0].footprint
-    everything = recipe.adapter.trains_everything
-    head_gradient = model.vocabulary * model.hidden_size * job.trainable_bytes_each if everything else 0
-    trained = max(1, job.trainable_parameters * job.trainable_bytes_each)
-    embedding = model.embedding_parameters * job.trainable_bytes_each if everything else 0
-    embedding_share = 0.0 if model.tied else embedding / trained
-    head_share = head_gradient / trained
-    block_share = (1.0 - head_share - embedding_share) / walked.layers
+    before_last = kept - (stream + last.pinned if checkpointing else last.kept)
+    other_casts = casts - (last.cached_casts if checkpointing else 0)
+    yield "forward pass of the last block", "loss", _Alive(before_last + last.passing_peak, 0, other_casts), 1.0
     yield FORWARD_END, "loss", _Alive(kept, head.forward_peak, casts), 1.0
     yield "start of the backward pass", "loss", _Alive(kept, head.backward_peak), 1.0
-    working = max(last.backward_peak, last.forward_peak + walked.stream_bytes if checkpointing else 0)
-    beside_last = kept if checkpointing else kept - last.kept
-    yield "backward pass of the last block", "backward", _Alive(beside_last + working), head_share + block_share
-    working = max(first.backward_peak, first.forward_peak + walked.stream_bytes if checkpointing else 0)
-    beside_first = walked.stream_bytes + (walked.pinned if checkpointing else 0)
-    yield "backward pass of the first block", "backward", _Alive(beside_first + working), 1.0 - embedding_share
-    # A tied embedding's gradient already exists, from the head: the new one is made beside it and added.
-    again = embedding if model.tied or job.accumulates else 0
-    yield "gradient of the embedding", "backward", _Alive(walked.stream_bytes, 0, 0, again), 1.0
+    yield from _blocks_alive(model, recipe, walked, job)
+    embedding = _embedding_bytes(model, job)
+    # A tied embedding's gradient is added to the head's, and both to that of earlier micro-batches.
+    again = embedding * (int(model.tied) + int(job.accumulates) + int(_sums_apart(model, recipe)))
+    yield "gradient of the embedding", "backward", _Alive(stream, 0, 0, again), 1.0
     yield "optimizer step", "step", _Alive(), 1.0
+
+
+def _sums_apart(model: ModelSpec, recipe: Recipe) -> bool:
+    """Whether a tied embedding's two gradients are summed into a third tensor: the head's is then a transposed view,
+    which autograd does not add to in place (as recorded on a Llama 3.2 1B). Where autocast copied the weight, or the
+    loss has its own head, it is a tensor of its own."""
+    own = recipe.trainer == "transformers" and recipe.loss == "plain" and recipe.weights == recipe.compute
+    return model.tied and own and recipe.parallelism.kind in ("none", "ddp")
+
+
+def _blocks_alive(
+    model: ModelSpec, recipe: Recipe, walked: Walk, job: Job
+) -> Iterator[tuple[str, Phase, _Alive, float]]:
+    """The backward pass of the last block and of the first of each kind: all later blocks have their gradients."""
+    checkpointing, stream, everything = recipe.gradient_checkpointing, walked.stream_bytes, not job.adapter
+    trained = max(1, job.trainable_parameters * job.trainable_bytes_each)
+    head = model.vocabulary * model.hidden_size * job.trainable_bytes_each if everything else 0
+    inside = trained - head - (0 if model.tied else _embedding_bytes(model, job))
+    alone = recipe.parallelism.kind in ("none", "ddp")
+    # Beside the gradient of a tied head, which waits for the embedding's.
+    waiting = head if model.tied and job.accumulates and alone else 0
+    for layer in dict.fromkeys((walked.layers - 1, *walked.firsts)):
+        block = (walked.blocks[walked.kinds[layer]] if layer else walked.first).footprint
+        made = block.accumulating_peak if job.accumulates else block.growing_peak
+        working = max(made if alone else block.backward_peak, block.recompute_peak)
+        before = layer * stream + walked.pinned * layer // walked.layers
+        before = walked.embedding_kept + (before if checkpointing else walked.kept_before(layer) + stream)
+        start = layer + 1 if alone else layer
+        later = walked.parameters_from[start] / walked.parameters_from[0] if everything else 1 - start / walked.layers
+        share = (head + inside * later) / trained
+        yield _block_moment(layer, walked.layers), "backward", _Alive(before + working, 0, 0, waiting), share
+
+
+def _block_moment(layer: int, layers: int) -> str:
+    if 0 < layer < layers - 1:
+        return f"backward pass of block {layer + 1}"
+    return f"backward pass of the {'first' if not layer and layers > 1 else 'last'} block"
+
+
+def _embedding_bytes(model: ModelSpec, job: Job) -> int:
+    """Gradients of the embedding and of learned positions."""
+    return 0 if job.adapter else model.embedding_parameters * job.trainable_bytes_each
 
 
 def _moment(name: str, phase: Phase, resident: Resident, cublas: int, alive: _Alive, gradient_share: float) -> Moment:

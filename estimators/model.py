@@ -37,6 +37,8 @@ class Norm:
     bias: bool = False
     offset: bool = False
     """The weight is applied in float32, before the cast back: Gemma's 1 + weight, OLMo 2."""
+    restores: bool = False
+    """A layernorm whose code goes to float32 and back to the input's type, also where autocast would not: OLMo."""
 
     @property
     def parameters(self) -> int:
@@ -82,6 +84,8 @@ class Experts:
     router: Linear
     fused: bool
     """True where all experts are one 3-D weight (transformers 5), which bitsandbytes does not quantise."""
+    wide_scores: bool = False
+    """The chosen experts' scores stay in float32 (Mixtral, DeepSeek), so what they weigh does too."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,6 +116,8 @@ class Block:
     """Attention and MLP read the same input and are added together (GPT-NeoX, Falcon, Phi)."""
     norms_after: bool = False
     """OLMo 2 norms what attention and the MLP return instead of what they read."""
+    norms_sums: bool = False
+    """OPT-350M norms what comes of adding a branch to the stream."""
     dropout: float = 0.0
     """Of the two residual branches in training."""
     scaled_residual: bool = False
@@ -164,6 +170,12 @@ class ModelSpec:
         for block in self.layers:
             counts[block] = counts.get(block, 0) + 1
         return tuple(counts.items())
+
+    @cached_property
+    def block_kinds(self) -> tuple[int, ...]:
+        """For each layer, which of `block_counts` it is."""
+        places = {block: place for place, (block, _) in enumerate(self.block_counts)}
+        return tuple(places[block] for block in self.layers)
 
     @cached_property
     def embedding_parameters(self) -> int:

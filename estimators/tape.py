@@ -1,15 +1,13 @@
 """What autograd does to memory, replayed over shapes: which tensors a step keeps, and how high it rises in between.
 
 A model's code is walked once with Values in place of tensors. Every operation records what it makes, what it saves for
-the backward pass, and the work it is. Two replays then follow autograd's own rules: forward, where a tensor lives until
-its last reader unless it was saved, and backward, where gradients are born and saved tensors die. It is the formula's
-counterpart of the dry run, which does the same with the real code.
+the backward pass, and the work it is. Two replays (estimators/footprint.py) then follow autograd's own rules. It is the
+formula's counterpart of the dry run, which does the same with the real code.
 
 Sources: torch/csrc/autograd (saved variables, input buffers) and derivatives.yaml for what each operation saves.
 """
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Literal
 
 from estimators.allocation import held_bytes
@@ -33,7 +31,11 @@ class Value:
 
 
 class Node:
-    """One operation. `saved` is kept for its backward; the `_temporary` bytes exist only while it runs."""
+    """One operation. `saved` is kept for its backward; the `_temporary` bytes exist only while it runs.
+
+    `weight_gradient` is what its backward makes for a trainable weight, in bytes. One that `overwrites` puts the
+    gradients of its inputs where what it saved was.
+    """
 
     __slots__ = (
         "aliases",
@@ -46,9 +48,11 @@ class Node:
         "kind",
         "launches",
         "output",
+        "overwrites",
         "saved",
         "temporary",
         "traffic",
+        "weight_gradient",
     )
 
     def __init__(
@@ -67,6 +71,8 @@ class Node:
         backward_traffic: float | None = None,
         launches: int = 1,
         backward_launches: int | None = None,
+        weight_gradient: int = 0,
+        overwrites: bool = False,
     ) -> None:
         self.kind = kind
         self.inputs = inputs
@@ -81,29 +87,15 @@ class Node:
         self.traffic = moved if traffic is None else traffic
         self.backward_traffic = self.traffic if backward_traffic is None else backward_traffic
         self.launches = launches
+        self.weight_gradient = weight_gradient
+        self.overwrites = overwrites
         self.backward_launches = launches if backward_launches is None else backward_launches
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Footprint:
-    """What a stretch of the model costs in memory, in bytes."""
-
-    kept: int
-    """Saved for the backward pass when the forward pass has left the stretch (the input too, where it is saved)."""
-    cached_casts: int
-    """Of `kept`, copies of trainable weights that autocast made; under checkpointing they live until forward ends."""
-    pinned: int
-    """Of `kept`, what activation checkpointing does not drop."""
-    forward_peak: int
-    """Highest total inside the forward pass, counted from nothing but the input."""
-    backward_peak: int
-    """Highest total inside the backward pass, saved tensors and the incoming gradient included."""
 
 
 class Tape:
     """The operations of a stretch of a model, in order."""
 
-    __slots__ = ("calls", "casts", "nodes", "pinned")
+    __slots__ = ("calls", "casts", "locals", "nodes", "pinned")
 
     def __init__(self) -> None:
         self.nodes: list[Node] = []
@@ -112,6 +104,8 @@ class Tape:
         """Copies of trainable weights that autocast keeps until its context ends."""
         self.pinned: list[Value] = []
         """Saved outside autograd's saved tensors, so that activation checkpointing does not drop them."""
+        self.locals: list[Value] = []
+        """Held by a variable of the stretch's code until it returns."""
 
     def add(self, node: Node) -> Value:
         self.nodes.append(node)
@@ -136,92 +130,9 @@ class Tape:
     def sum(self, left: Value, right: Value) -> Value:
         """left + right: its backward hands the same gradient to both, so nothing is allocated there."""
         output = Value(left.elements, max(left.itemsize, right.itemsize), left.grad or right.grad)
-        aliases = left.itemsize == right.itemsize
-        return self.add(Node("elementwise", (left, right), output, aliases=aliases, backward_launches=0))
+        return self.add(Node("elementwise", (left, right), output, aliases=True, backward_launches=0))
 
-    def footprint(self, stretch_input: Value) -> Footprint:
-        """The memory of this stretch: see Footprint."""
-        saved = _storages(value for node in self.nodes if node.output.grad for value in node.saved)
-        kept = sum(value.size_bytes for value in saved)
-        return Footprint(
-            kept=kept,
-            cached_casts=sum(value.size_bytes for value in self.casts),
-            pinned=sum(value.size_bytes for value in _storages(self.pinned)),
-            forward_peak=self._forward_peak(stretch_input, set(map(id, saved))),
-            backward_peak=self._backward_peak(kept),
-        )
-
-    def _forward_peak(self, stretch_input: Value, saved: set[int]) -> int:
-        last_use = {id(value.storage): index for index, node in enumerate(self.nodes) for value in node.inputs}
-        live = sum(value.size_bytes for value in self.casts) + stretch_input.size_bytes
-        peak = live
-        for index, node in enumerate(self.nodes):
-            if node.output.storage is node.output:
-                live += node.output.size_bytes
-            peak = max(peak, live + node.temporary)
-            for value in _storages(node.inputs):
-                if last_use[id(value)] == index and id(value) not in saved:
-                    live -= value.size_bytes
-        return peak
-
-    def _backward_peak(self, kept: int) -> int:
-        first_saver: dict[int, int] = {}
-        for index, node in enumerate(self.nodes):
-            for value in node.saved if node.output.grad else ():
-                first_saver.setdefault(id(value.storage), index)
-        gradients = _Gradients()
-        gradients.give(self.nodes[-1].output)
-        live_saved, peak = kept, 0
-        for index in range(len(self.nodes) - 1, -1, -1):
-            node = self.nodes[index]
-            if not node.output.grad:
-                continue
-            added = gradients.through(node)
-            peak = max(peak, live_saved + gradients.live + added + node.backward_temporary)
-            gradients.settle(node)
-            for value in _storages(node.saved):
-                if first_saver[id(value)] == index:
-                    live_saved -= value.size_bytes
-        return peak
-
-
-class _Gradients:
-    """The gradients that are alive at one moment of the backward pass."""
-
-    __slots__ = ("buffers", "live", "shared")
-
-    def __init__(self) -> None:
-        self.live = 0
-        self.buffers: dict[int, int] = {}
-        self.shared: dict[int, int] = {}
-
-    def give(self, value: Value) -> None:
-        self.buffers[id(value)] = value.size_bytes
-        self.live += value.size_bytes
-
-    def through(self, node: Node) -> int:
-        """Bytes that the backward of `node` allocates for its inputs' gradients, before its output's is freed."""
-        if node.aliases:
-            return 0
-        return sum(value.size_bytes for value in _unique(node.inputs) if value.grad)
-
-    def settle(self, node: Node) -> None:
-        """Pass the gradient on: into new buffers, or added into those that the inputs already have."""
-        size = self.buffers.pop(id(node.output), 0)
-        receivers = [value for value in _unique(node.inputs) if value.grad]
-        self.live -= size
-        for position, value in enumerate(receivers):
-            if id(value) in self.buffers:
-                continue
-            # An alias hands one buffer to the first receiver; a second one shares it until it is written.
-            owned = 0 if node.aliases and position else value.size_bytes
-            self.buffers[id(value)] = owned
-            self.live += owned
-
-
-def _unique(values: Iterable[Value]) -> list[Value]:
-    return list({id(value): value for value in values}.values())
-
-
-def _storages(values: Iterable[Value]) -> list[Value]:
-    return _unique(value.storage for value in values)
+    def hold(self, *values: Value) -> None:
+        """The code has these in its variables until the last operation so far is done."""
+        held = tuple(Value(0, 1, False, view_of=value) for value in values)
+        self.nodes[-1].inputs = (*self.nodes[-1].inputs, *held)

@@ -6,6 +6,14 @@ from functools import lru_cache
 from estimators.errors import BadInput
 from estimators.model import Linear, ModelSpec
 from estimators.recipe import ALL_LINEAR, Adapter, Recipe
+from estimators.strategies.adapter.experts import (
+    DOWN,
+    GATE_UP,
+    INTO_EXPERTS,
+    ROUTER,
+    expert_shapes,
+    reaches_experts,
+)
 from estimators.strategies.adapter.lora import ADAPTER_BYTES
 from estimators.strategies.axes import ParameterGroup
 from estimators.techniques import ADAPTERS, QUANTIZATIONS
@@ -16,9 +24,31 @@ ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 @lru_cache(maxsize=256)
 def target_names(model: ModelSpec, targets: tuple[str, ...] | str) -> frozenset[str]:
     """The names of the layers that an adapter is put beside."""
+    named = _named(model, targets)
+    return named - set(INTO_EXPERTS) if reaches_experts(model) else named
+
+
+@lru_cache(maxsize=256)
+def expert_targets(model: ModelSpec, targets: tuple[str, ...] | str) -> frozenset[str]:
+    """The names of the expert weights, and of the router, that an adapter is put on.
+
+    Raises:
+        BadInput: half of a fused weight is named.
+    """
+    if not reaches_experts(model):
+        return frozenset()
+    if targets == ALL_LINEAR:
+        return frozenset((GATE_UP, DOWN, ROUTER))
+    named = _named(model, targets)
+    if len(named & {"gate_proj", "up_proj"}) == 1:
+        raise BadInput(f"{model.name} has gate_proj and up_proj of its experts in one weight: name both, or neither")
+    return frozenset(INTO_EXPERTS[name] for name in named if name in INTO_EXPERTS)
+
+
+def _named(model: ModelSpec, targets: tuple[str, ...] | str) -> frozenset[str]:
     known = {layer.name for block, _ in model.block_counts for layer in block.linears if layer.quantizable}
     if targets == ALL_LINEAR:
-        return frozenset(known)
+        return frozenset(known | {layer.name for layer in model.extra_linears})
     named = (targets,) if isinstance(targets, str) else targets
     for name in named:
         if name not in known:
@@ -48,6 +78,8 @@ def base_weight_bytes(model: ModelSpec, quantization: str, weight_bytes: int, st
         )
         total += count * (stored + stream_bytes * (block.parameters - sum(layer.parameters for layer in block.linears)))
     outside = model.parameters - sum(block.parameters * count for block, count in model.block_counts)
+    for layer in model.extra_linears:
+        total += law.stored_bytes(layer, weight_bytes) - layer.parameters * stream_bytes
     return total + outside * stream_bytes
 
 
@@ -67,8 +99,14 @@ FULL = Adapter(method="full")
 
 
 def trainable_bytes_each(recipe: Recipe) -> int:
-    """Item size of a trainable parameter: adapters are float32, PEFT's default."""
-    return ITEM_BYTES[recipe.weights] if recipe.adapter.trains_everything else ADAPTER_BYTES
+    """Item size of a trainable parameter."""
+    everything = recipe.adapter.trains_everything
+    return ITEM_BYTES[recipe.weights] if everything else adapter_bytes(recipe.trainer, recipe.quantized)
+
+
+def adapter_bytes(trainer: str, quantized: bool) -> int:
+    """Item size of an adapter: float32 is PEFT's default, and trl 1.16 casts those of a quantised base to bfloat16."""
+    return 2 if trainer == "trl" and quantized else ADAPTER_BYTES
 
 
 @lru_cache(maxsize=1024)
@@ -77,11 +115,15 @@ def _adapter_groups(
 ) -> tuple[ParameterGroup, ...]:
     names, law = target_names(model, targets), ADAPTERS[method]
     groups = []
-    for block, count in model.block_counts:
-        for layer in block.linears:
-            if layer.name in names:
+    for block, count in (*model.block_counts, (None, 1)):
+        for layer in block.linears if block else model.extra_linears:
+            if layer.name in names and layer.quantizable:
                 shapes = law.shapes(layer, rank)
                 groups += [ParameterGroup(count * layer.copies, *shape) for shape in shapes]
+        if block and (experts := block.feed_forward.experts):
+            reached = expert_targets(model, targets)
+            for layer in (*block.feed_forward.expert_linears, experts.router):
+                groups += [ParameterGroup(count, *shape) for shape in expert_shapes(layer, rank, reached)]
     return tuple(groups)
 
 

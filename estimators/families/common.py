@@ -170,7 +170,14 @@ def plain_mlp(hidden: int, intermediate: int, act: str, *, names: tuple[str, str
 
 
 def fused_experts(
-    fields: Fields, hidden: int, act: str, *, count: str, intermediate: str, shared: int = 0, router: str = "gate"
+    fields: Fields,
+    hidden: int,
+    act: str,
+    *,
+    count: str,
+    intermediate: str,
+    shared: int = 0,
+    wide_scores: bool = False,
 ) -> FeedForward:
     """A mixture whose experts are two 3-D weights, as transformers 5 stores them; its router is no nn.Linear there.
 
@@ -181,13 +188,20 @@ def fused_experts(
     if per_token > experts:
         fields.refuse("num_experts_per_tok", f"of {per_token} is more than {count} of {experts}")
     width = fields.count(intermediate, limits.LARGEST_WIDTH)
-    gate = Linear(name=router, inputs=hidden, outputs=experts, quantizable=False)
+    gate = Linear(name="gate", inputs=hidden, outputs=experts, quantizable=False)
     return FeedForward(
         intermediate=shared,
         gated=True,
         activation=act,
         linears=gated_linears(hidden, shared) if shared else (),
-        experts=Experts(count=experts, per_token=per_token, intermediate=width, router=gate, fused=True),
+        experts=Experts(
+            count=experts,
+            per_token=per_token,
+            intermediate=width,
+            router=gate,
+            fused=True,
+            wide_scores=wide_scores,
+        ),
         expert_linears=(
             Linear(name="gate_up_proj", inputs=hidden, outputs=2 * width, copies=experts, quantizable=False),
             Linear(name="down_proj", inputs=width, outputs=hidden, copies=experts, quantizable=False),

@@ -42,7 +42,8 @@ def _experts(fields: Fields, hidden: int, act: str) -> FeedForward:
     count = "n_routed_experts" if "n_routed_experts" in fields.values else "num_local_experts"
     width = fields.count("moe_intermediate_size", limits.LARGEST_WIDTH)
     shared = fields.count("n_shared_experts", limits.LARGEST_EXPERTS) * width
-    return fused_experts(fields, hidden, act, count=count, intermediate="moe_intermediate_size", shared=shared)
+    width_field = "moe_intermediate_size"
+    return fused_experts(fields, hidden, act, count=count, intermediate=width_field, shared=shared, wide_scores=True)
 
 
 def _latent_attention(fields: Fields, hidden: int) -> Attention:

@@ -11,7 +11,12 @@ def mixtral(fields: Fields, name: str) -> ModelSpec:
     block = Block(
         attention=split_attention(fields, shape, window=window(fields)),
         feed_forward=fused_experts(
-            fields, shape.hidden, act, count="num_local_experts", intermediate="intermediate_size"
+            fields,
+            shape.hidden,
+            act,
+            count="num_local_experts",
+            intermediate="intermediate_size",
+            wide_scores=True,
         ),
         norms=(rms(shape.hidden), rms(shape.hidden)),
     )

@@ -11,7 +11,6 @@ from estimators.families.common import (
     gated_mlp,
     geometry,
     layer_kinds,
-    layer_norm,
     outline,
     rms,
     split_attention,
@@ -23,7 +22,7 @@ from estimators.model import Attention, Block, FeedForward, ModelSpec, Norm
 
 def olmo(fields: Fields, name: str) -> ModelSpec:
     shape = geometry(fields, square=False)
-    norm = layer_norm(shape.hidden, weight=False, bias=False)
+    norm = Norm(kind="layernorm", size=shape.hidden, weight=False, restores=True)
     block = Block(
         attention=split_attention(fields, shape, bias=fields.flag("attention_bias", False)),
         feed_forward=_dense(fields, shape),

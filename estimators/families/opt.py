@@ -37,6 +37,7 @@ def _block(fields: Fields, hidden: int, norm: Norm) -> Block:
         attention=_attention(fields, hidden, bias),
         feed_forward=plain_mlp(hidden, inner, act, names=("fc1", "fc2"), bias=bias),
         norms=(norm, norm),
+        norms_sums=not fields.flag("do_layer_norm_before", True),
         # OPTConfig's dropout is 0.1 where a file names none.
         dropout=fields.fraction("dropout", 0.1),
     )

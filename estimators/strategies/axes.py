@@ -52,6 +52,10 @@ class Setting:
     adapter_dropout: float
     targets: frozenset[str]
     """Names of the linear layers that have an adapter."""
+    expert_targets: frozenset[str]
+    """Names of the 3-D expert weights (and of the router) that have one."""
+    adapter_bytes: int
+    """Item size of the adapters' matrices."""
     attention: "AttentionLaw"
 
     @property

@@ -13,6 +13,8 @@ def shallow(config: Config, layers: int) -> Config:
     for key in ("layer_types", "no_rope_layers", "mlp_only_layers"):
         if isinstance(fields.get(key), list):
             fields[key] = fields[key][:layers]  # type: ignore[index]
+    if isinstance(first := fields.get("first_k_dense_replace"), int):  # DeepSeek: so many layers do not route
+        fields["first_k_dense_replace"] = min(first, 1)
     return replace(config, fields=fields)
 
 

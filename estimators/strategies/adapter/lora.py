@@ -27,7 +27,10 @@ class Lora:
     def beside(self, tape: Tape, setting: Setting, source: Value, base: Value, layer: Linear) -> Value:
         tape.call("adapter")
         base = base_result(tape, setting, base)
-        scaled = tape.elementwise(low_rank(tape, setting, source, layer))
+        scaled = tape.elementwise(low_rank(tape, setting, adapter_input(tape, setting, source), layer))
+        tape.hold(source)  # whoever called the layer has it
+        if setting.quantization.name != "none":
+            return tape.sum(base, scaled if setting.autocast else tape.cast(scaled, base.itemsize))
         return tape.cast(tape.sum(base, scaled), base.itemsize)
 
 
@@ -38,13 +41,16 @@ def base_result(tape: Tape, setting: Setting, base: Value) -> Value:
     return tape.add(Node("elementwise", (base,), Value(base.elements, base.itemsize, base.grad), aliases=True))
 
 
+def adapter_input(tape: Tape, setting: Setting, source: Value) -> Value:
+    """dropout(x), in the adapter's type; beside a quantised layer autocast is left to choose the type."""
+    as_is = setting.quantization.name != "none" and setting.autocast
+    return drop(tape, source if as_is else tape.cast(source, setting.adapter_bytes), setting.adapter_dropout)
+
+
 def low_rank(tape: Tape, setting: Setting, source: Value, layer: Linear) -> Value:
-    """B(A(dropout(x))), in the compute type."""
-    # DeepSpeed and FSDP 2 hand over adapters in the compute type, and there is no autocast.
-    size = ADAPTER_BYTES if setting.autocast else setting.compute_bytes
-    wide = source if setting.quantization.name != "none" and setting.autocast else tape.cast(source, size)
-    wide = drop(tape, wide, setting.adapter_dropout)
+    """B(A(x)), in the compute type."""
+    size = setting.adapter_bytes
     down = Linear(name="lora_A", inputs=layer.inputs, outputs=setting.rank)
     up = Linear(name="lora_B", inputs=setting.rank, outputs=layer.outputs)
-    narrow = product(tape, setting, wide, down, trainable=True, weight_bytes=size)
+    narrow = product(tape, setting, source, down, trainable=True, weight_bytes=size)
     return product(tape, setting, narrow, up, trainable=True, weight_bytes=size)

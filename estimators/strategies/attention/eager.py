@@ -21,11 +21,12 @@ class EagerAttention:
     needs: Needs = Needs()
 
     def attend(self, tape: Tape, setting: Setting, shape: Attention, query: Value, key: Value, value: Value) -> Value:
+        result_bytes = query.itemsize
         if setting.autocast:
             query, key, value = (tape.cast(item, setting.compute_bytes) for item in (query, key, value))
         key, value = repeat_heads(tape, key, shape), repeat_heads(tape, value, shape)
         query, key, value = (_own(tape, item) for item in (query, key, value))
-        scores = _product(tape, setting, shape, query, key, setting.sequence_length * shape.heads, shape.head_size)
+        scores = batched_product(tape, setting, query, key, setting.sequence_length * shape.heads, shape.head_size)
         scores = tape.elementwise(scores)
         if shape.softcap:
             bent = tape.elementwise(tape.elementwise(scores))
@@ -35,8 +36,13 @@ class EagerAttention:
         wide = tape.cast(masked, 4)
         weights = tape.elementwise(wide)
         tape.nodes[-1].saved = (weights,) if weights.grad else ()
-        narrow = drop(tape, tape.cast(weights, query.itemsize), shape.dropout)
-        made = _product(tape, setting, shape, narrow, value, shape.heads * shape.value_size, setting.sequence_length)
+        # CUDA's softmax backward starts from the product of the gradient and the result.
+        tape.nodes[-1].backward_temporary = weights.size_bytes
+        # The code casts to the queries' own type; autocast then copies for the product.
+        dropped = drop(tape, tape.cast(weights, result_bytes), shape.dropout)
+        tape.locals.append(dropped)  # attention returns its weights too
+        narrow = tape.cast(dropped, query.itemsize)
+        made = batched_product(tape, setting, narrow, value, shape.heads * shape.value_size, setting.sequence_length)
         return tape.elementwise(made)
 
 
@@ -47,12 +53,11 @@ def _own(tape: Tape, source: Value) -> Value:
     return tape.add(Node("elementwise", (source,), Value(source.elements, source.itemsize, source.grad)))
 
 
-def _product(
-    tape: Tape, setting: Setting, shape: Attention, left: Value, right: Value, columns: int, inner: int
-) -> Value:
+def batched_product(tape: Tape, setting: Setting, left: Value, right: Value, columns: int, inner: int) -> Value:
+    """left @ right, head by head: both are saved."""
     made = Value(setting.tokens * columns, left.itemsize, left.grad or right.grad)
     flops = 2.0 * made.elements * inner
-    node = Node("matmul", (left, right), made, (left, right) if made.grad else (), flops=flops, backward_flops=2 *
-    flops,
-                backward_launches=2)  # fmt: skip
-    return tape.add(node)
+    saved = (left, right) if made.grad else ()
+    return tape.add(
+        Node("matmul", (left, right), made, saved, flops=flops, backward_flops=2 * flops, backward_launches=2)
+    )

@@ -12,9 +12,10 @@ left, the memory-efficient one, takes the whole square. Held to runs of padded L
 
 from dataclasses import dataclass
 
+from estimators.layers import FLOAT32, drop
 from estimators.model import Attention
 from estimators.strategies.attention.common import attention_flops, repeat_heads
-from estimators.strategies.attention.eager import EagerAttention
+from estimators.strategies.attention.eager import batched_product
 from estimators.strategies.axes import Needs, Setting
 from estimators.tape import Node, Tape, Value
 
@@ -34,8 +35,8 @@ class FusedAttention:
     needs: Needs = Needs()
 
     def attend(self, tape: Tape, setting: Setting, shape: Attention, query: Value, key: Value, value: Value) -> Value:
-        if shape.needs_math and self.explicit_mask:
-            return EagerAttention().attend(tape, setting, shape, query, key, value)
+        if self.explicit_mask and self._needs_math(setting, shape):
+            return _math_attention(tape, setting, shape, query, key, value)
         if setting.autocast:
             query, key, value = (tape.cast(item, setting.compute_bytes) for item in (query, key, value))
         if self._masked(setting, shape):
@@ -45,6 +46,12 @@ class FusedAttention:
         # The kernel lays its output out as it found the queries; where only part of a head rotates, they were
         # concatenated head by head, and the output is copied token by token.
         return tape.elementwise(made) if 0 < shape.rotary_fraction < 1 else made
+
+    def _needs_math(self, setting: Setting, shape: Attention) -> bool:
+        """Grouped queries in float32: the flash kernel takes 16 bits alone, the other fused one no groups. With a mask,
+        keys were repeated before."""
+        grouped = shape.key_value_heads < shape.heads and not self._masked(setting, shape)
+        return shape.needs_math or (grouped and setting.compute_bytes == FLOAT32)
 
     def _masked(self, setting: Setting, shape: Attention) -> bool:
         """Whether this layer is handed a mask."""
@@ -96,6 +103,30 @@ def _masked_attention(tape: Tape, setting: Setting, shape: Attention, query: Val
             backward_launches=4,
         )
     )
+
+
+def _math_attention(tape: Tape, setting: Setting, shape: Attention, query: Value, key: Value, value: Value) -> Value:
+    """Written out in float32: scaled queries and keys, scores, a softmax that clears rows without a key, a product.
+
+    Source: torch 2.11 aten/native/transformers/attention.cpp (_scaled_dot_product_attention_math, _safe_softmax).
+    """
+    if setting.autocast:
+        query, key, value = (tape.cast(item, setting.compute_bytes) for item in (query, key, value))
+    wide_query, wide_key, wide_value = (tape.cast(item, FLOAT32) for item in (query, key, value))
+    if not shape.needs_math:
+        wide_key, wide_value = (repeat_heads(tape, item, shape) for item in (wide_key, wide_value))
+    wide_query, wide_key = tape.elementwise(wide_query), tape.elementwise(wide_key)
+    if shape.needs_math and setting.sequences > 1:  # with one sequence the one head is a view for all
+        wide_key, wide_value = (repeat_heads(tape, item, shape) for item in (wide_key, wide_value))
+    columns = setting.sequence_length * shape.heads
+    scores = batched_product(tape, setting, wide_query, wide_key, columns, shape.head_size)
+    weights = Value(scores.elements, FLOAT32, scores.grad)
+    cleared = scores.elements * MASK_BYTES
+    tape.add(Node("elementwise", (scores,), weights, (weights,), temporary=weights.size_bytes + cleared,
+                  backward_temporary=weights.size_bytes, launches=3))  # fmt: skip
+    weights = drop(tape, weights, shape.dropout)
+    made = batched_product(tape, setting, weights, wide_value, shape.heads * shape.value_size, setting.sequence_length)
+    return tape.cast(made, query.itemsize)
 
 
 def _gradient_bytes(rows: int, shape: Attention) -> int:

@@ -6,7 +6,7 @@ backward makes a dense float32 gradient twice (nll_loss, log_softmax): 12 bytes 
 
 from dataclasses import dataclass
 
-from estimators.layers import FLOAT32, normalize, product
+from estimators.layers import FLOAT32, linear, normalize, product
 from estimators.model import Linear, ModelSpec
 from estimators.strategies.axes import Needs, Setting
 from estimators.tape import Node, Tape, Value
@@ -20,11 +20,7 @@ class PlainLoss:
     needs: Needs = Needs()
 
     def walk(self, tape: Tape, setting: Setting, model: ModelSpec, stream: Value) -> None:
-        source = normalize(tape, setting, stream, model.final_norm) if model.final_norm else stream
-        logits = product(tape, setting, source, head_layer(model), trainable=setting.trains_base,
-                         weight_bytes=setting.stream_bytes)  # fmt: skip
-        if model.scaled_logits:
-            logits = tape.elementwise(logits)
+        logits = scaled_logits(tape, setting, model, stream)
         if model.logit_softcap:
             bent = tape.elementwise(tape.elementwise(logits))
             tape.nodes[-1].saved = (bent,)
@@ -38,6 +34,22 @@ class PlainLoss:
                       backward_traffic=3.0 * wide.size_bytes))  # fmt: skip
         tape.add(Node("elementwise", (log_probabilities, *held), Value(1, FLOAT32, wide.grad), launches=4,
                       traffic=0.0, backward_traffic=float(wide.size_bytes)))  # fmt: skip
+
+
+def scaled_logits(tape: Tape, setting: Setting, model: ModelSpec, stream: Value) -> Value:
+    """The whole logits, as the head makes them and the model scales them."""
+    source = head_input(tape, setting, model, stream)
+    logits = product(tape, setting, source, head_layer(model), trainable=setting.trains_base,
+                     weight_bytes=setting.stream_bytes)  # fmt: skip
+    return tape.elementwise(logits) if model.scaled_logits else logits
+
+
+def head_input(tape: Tape, setting: Setting, model: ModelSpec, stream: Value) -> Value:
+    """The stream after the last norm, and as narrow as the embedding where that is narrower."""
+    source = normalize(tape, setting, stream, model.final_norm) if model.final_norm else stream
+    for layer in model.extra_linears[-1:]:
+        source = linear(tape, setting, source, layer)
+    return source
 
 
 def head_layer(model: ModelSpec) -> Linear:

@@ -6,10 +6,10 @@ backward pass; gradients accumulated in float32; only positions with a label are
 
 from dataclasses import dataclass
 
-from estimators.layers import FLOAT32, normalize
+from estimators.layers import FLOAT32
 from estimators.model import ModelSpec
 from estimators.strategies.axes import Needs, Setting
-from estimators.strategies.loss.plain import head_layer
+from estimators.strategies.loss.plain import head_input, head_layer
 from estimators.tape import Node, Tape, Value
 
 TOKENS, ENTRIES = 4096, 32768
@@ -23,13 +23,17 @@ class TiledLoss:
     needs: Needs = Needs(trainers=("trl",))
 
     def walk(self, tape: Tape, setting: Setting, model: ModelSpec, stream: Value) -> None:
-        source = normalize(tape, setting, stream, model.final_norm) if model.final_norm else stream
+        source = head_input(tape, setting, model, stream)
         labelled = tape.elementwise(source)
         head = head_layer(model)
         size = setting.compute_bytes if setting.autocast else source.itemsize
-        tile = min(setting.tokens, TOKENS) * ENTRIES * size
+        rows, entries = min(setting.tokens, TOKENS), min(head.outputs, ENTRIES)
+        tile = rows * ENTRIES * size
         weight = head.inputs * head.outputs
-        copies = ENTRIES * head.inputs * size * int(size != setting.stream_bytes)
+        # A tile of the weight in the compute type; in the backward pass the next one is made beside it.
+        copies = entries * head.inputs * size * int(size != setting.stream_bytes)
+        beside = min(ENTRIES, max(head.outputs - ENTRIES, 0)) * head.inputs * size * int(size != setting.stream_bytes)
+        more = beside + rows * head.inputs * size * int(size != labelled.itemsize)
         trained = weight * FLOAT32 + (weight * setting.stream_bytes if setting.stream_bytes != FLOAT32 else 0)
         flops = 2.0 * setting.tokens * weight
         projected = flops * (2 + int(setting.trains_base))
@@ -44,6 +48,7 @@ class TiledLoss:
                 temporary=tile + copies,
                 backward_temporary=tile
                 + copies
+                + more
                 + labelled.elements * FLOAT32
                 + (trained if setting.trains_base else 0),
                 flops=flops,

@@ -6,6 +6,7 @@ object rather than through save_for_backward: activation checkpointing does not 
 
 from dataclasses import dataclass
 
+from estimators.allocation import held_bytes
 from estimators.model import Linear
 from estimators.strategies.axes import Needs, Setting
 from estimators.tape import Node, Tape, Value
@@ -19,8 +20,8 @@ class Int8:
     needs: Needs = Needs(adapters=("lora", "dora"), compute_capability=(7, 5))
 
     def stored_bytes(self, layer: Linear, weight_bytes: int) -> int:
-        bias = layer.outputs * 2 if layer.bias else 0
-        return layer.copies * (layer.inputs * layer.outputs + 4 * layer.outputs + bias)
+        tensors = (layer.inputs * layer.outputs, 4 * layer.outputs, layer.outputs * 2 if layer.bias else 0)
+        return layer.copies * sum(map(held_bytes, tensors))
 
     def product(self, tape: Tape, setting: Setting, source: Value, layer: Linear) -> Value:
         elements = layer.inputs * layer.outputs
@@ -30,7 +31,7 @@ class Int8:
         half = source.elements * 2
         # Quantise the input (half, then int8), multiply in int8, dequantise the int32 product.
         temporary = half + source.elements + made.elements * 4
-        expanded = elements * (source.itemsize + 4)
+        expanded = elements * source.itemsize  # and scaled in place
         tape.call("int8")
         if source.grad:
             tape.pinned.append(source)

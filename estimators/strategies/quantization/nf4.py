@@ -7,6 +7,7 @@ and expands the whole weight to the compute type for each product, forward and b
 
 from dataclasses import dataclass
 
+from estimators.allocation import held_bytes
 from estimators.model import Linear
 from estimators.strategies.axes import Needs, Setting
 from estimators.tape import Node, Tape, Value
@@ -26,12 +27,12 @@ class NormalFloat4:
     def stored_bytes(self, layer: Linear, weight_bytes: int) -> int:
         elements = layer.inputs * layer.outputs
         scales = -(-elements // BLOCK)
-        packed = (elements + 1) // 2 + CODE_BYTES
+        tensors = [(elements + 1) // 2, CODE_BYTES, layer.outputs * 2 if layer.bias else 0]
         if self.double:
-            packed += scales + 4 * -(-scales // NESTED_BLOCK) + NESTED_CODE_BYTES + 4
+            tensors += [scales, 4 * -(-scales // NESTED_BLOCK), NESTED_CODE_BYTES, 4]
         else:
-            packed += 4 * scales
-        return layer.copies * (packed + (layer.outputs * 2 if layer.bias else 0))
+            tensors.append(4 * scales)
+        return layer.copies * sum(map(held_bytes, tensors))
 
     def product(self, tape: Tape, setting: Setting, source: Value, layer: Linear) -> Value:
         elements = layer.inputs * layer.outputs
