@@ -1,28 +1,26 @@
-"""One recipe on one cluster, priced by formula: memory of every GPU, host, disk and time, each with its error bar."""
+"""One recipe on one cluster, priced: memory of every GPU, host, disk and time, each with its error bar."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
-from estimators.calibration import DEFAULT, Calibration
+from estimators.calibration import DEFAULT, Calibration, Rates
 from estimators.errors import BadInput
-from estimators.hardware import Cluster, Device, Gpu
+from estimators.hardware import Cluster, Gpu
 from estimators.legality import objections
-from estimators.memory import Memory, estimate_memory, job_of
+from estimators.memory import job_of
 from estimators.model import ModelSpec
 from estimators.placement import used_cluster
 from estimators.price import GpuShare, Interval, Price, Verdict, exactly
-from estimators.process import outside_bytes, slack_bytes
 from estimators.recipe import Recipe
-from estimators.strategies.parallelism.nccl import SPREAD, nccl_bytes
+from estimators.size import Size, Tracer, size_of
 from estimators.techniques import PARALLELISMS, find_law
-from estimators.throughput import step_seconds
+from estimators.throughput import slowest, step_seconds
+from estimators.traced_throughput import traced_step_seconds
 from estimators.units import MIB
 
 LEAST_HEADROOM_BYTES, HEADROOM_SHARE = 256 * MIB, 0.02
 HOST_PROCESS_BYTES = 1_500_000_000
 """Python, torch and the CUDA libraries of one rank: host memory in use rose by 0.9 to 1.2 GB a rank from the end of its
 imports to the end of its run (profiles/measurements); the imports take about 0.5 GB before that."""
-UNSEEN_CONTEXT = 0.25
-"""Relative error of the context's law on a card where nobody measured it."""
 
 
 def price(
@@ -34,11 +32,13 @@ def price(
     headroom_bytes: int | None = None,
     assume_idle: bool = False,
     calibration: Calibration = DEFAULT,
+    tracer: Tracer | None = None,
 ) -> Price:
-    """What `recipe` costs on `cluster`, by formula.
+    """What `recipe` costs on `cluster`: by formula, or from what `tracer` found in a dry run.
 
     Raises:
-        BadInput: the recipe cannot run there, with every reason; or it names what does not exist.
+        BadInput: the recipe cannot run there, with every reason; or it names what does not exist; or, of the tracer,
+            the recipe cannot be traced.
     """
     reasons = objections(model, recipe, cluster)
     if reasons:
@@ -46,25 +46,24 @@ def price(
     cluster = used_cluster(cluster, recipe.parallelism.devices)
     used = cluster.gpus
     kinds = {gpu.device.name: gpu.device for gpu in used}
-    sizes = {name: _Size(model, recipe, device, calibration) for name, device in kinds.items()}
+    sizes = {name: size_of(model, recipe, device, calibration, tracer) for name, device in kinds.items()}
     shares = tuple(
         _share(gpu, sizes[gpu.device.name], budget_bytes(gpu, vram_budget_bytes, assume_idle), headroom_bytes)
         for gpu in used
     )
     worst = sizes[min(zip(shares, used, strict=True), key=lambda pair: pair[0].spare_bytes)[1].device.name]
-    seconds = step_seconds(model, recipe, cluster, calibration.rates)
-    paged = max(_paged_out_bytes(share, worst.memory) for share in shares)
+    seconds = _seconds(model, recipe, cluster, sizes, calibration.rates)
+    paged = max(_paged_out_bytes(share, worst.managed_bytes) for share in shares)
     seconds["host transfers"] += (
         2 * paged / (used[0].device.host_link.bytes_per_second * calibration.rates.host_link_efficiency)
     )
     total = sum(seconds.values())
-    bars, seen = calibration.error_bars, set(calibration.seen_devices)
-    low, high = bars.step_seconds if kinds.keys() <= seen else bars.unseen_step_seconds
+    low, high = _step_bars(calibration, seen=kinds.keys() <= set(calibration.seen_devices), traced=tracer is not None)
     step = Interval(value=total, low=total * low, high=total * high)
     tokens = recipe.tokens_per_step
     host, disk = _host(model, recipe, cluster, calibration, paged)
     return Price(
-        evidence="formula",
+        evidence="formula" if tracer is None else "dry run",
         peak_allocated=worst.allocated,
         peak_reserved=worst.reserved,
         process=worst.process,
@@ -72,15 +71,32 @@ def price(
         disk=disk,
         step_seconds=step,
         tokens_per_second=Interval(value=tokens / step.value, low=tokens / step.high, high=tokens / step.low),
-        peak_moment=worst.memory.peak.name,
-        terms=worst.terms(),
-        phases=worst.phases(),
+        peak_moment=worst.moment,
+        terms=worst.terms,
+        phases=worst.phases,
         seconds=seconds,
         gpus=shares * (recipe.parallelism.devices // len(shares)),
         host_verdict=_covers(cluster.host.memory_bytes, host) if recipe.parallelism.offload or paged else "fits",
         disk_verdict=_covers(cluster.host.disk_bytes, disk),
-        notes=_notes(model, recipe, worst.memory),
+        notes=tuple(_notes(model, recipe, worst.managed_bytes)),
     )
+
+
+def _seconds(
+    model: ModelSpec, recipe: Recipe, cluster: Cluster, sizes: Mapping[str, Size], rates: Rates
+) -> dict[str, float]:
+    """A step by cause: from what was traced for the slowest card, or by formula."""
+    work = sizes[slowest(cluster, recipe).name].work
+    if work is None:
+        return step_seconds(model, recipe, cluster, rates)
+    return traced_step_seconds(work, model, recipe, cluster, rates)
+
+
+def _step_bars(calibration: Calibration, *, seen: bool, traced: bool) -> tuple[float, float]:
+    bars = calibration.error_bars
+    if traced:
+        return bars.traced_step_seconds if seen else bars.unseen_traced_step_seconds
+    return bars.step_seconds if seen else bars.unseen_step_seconds
 
 
 def budget_bytes(gpu: Gpu, vram_budget_bytes: int | None, assume_idle: bool) -> int:
@@ -96,76 +112,11 @@ def headroom_of(budget: int, headroom_bytes: int | None) -> int:
     return max(LEAST_HEADROOM_BYTES, round(HEADROOM_SHARE * budget)) if headroom_bytes is None else headroom_bytes
 
 
-class _Size:
-    """The job on one kind of GPU."""
-
-    __slots__ = ("allocated", "communication", "context", "memory", "process", "reserved", "slack")
-
-    def __init__(self, model: ModelSpec, recipe: Recipe, device: Device, calibration: Calibration) -> None:
-        bars = calibration.error_bars
-        self.memory: Memory = estimate_memory(model, recipe, device)
-        self.slack = slack_bytes(model, recipe, self.memory)
-        self.context = outside_bytes(device, recipe)
-        place = recipe.parallelism
-        self.communication = nccl_bytes(place.kind, place.devices, bool(place.offload))
-        allocated, reserved = self.memory.allocated_bytes, self.memory.allocated_bytes + self.slack
-        self.allocated = Interval(
-            value=allocated, low=allocated * bars.allocated[0], high=allocated * bars.allocated[1]
-        )
-        self.reserved = Interval(
-            value=reserved,
-            low=max(reserved * bars.reserved[0], self.allocated.low),
-            high=max(reserved * bars.reserved[1], self.allocated.high),
-        )
-        spread = self.communication * SPREAD
-        if device.name not in calibration.seen_devices:
-            spread += self.context * UNSEEN_CONTEXT
-        outside = self.context + self.communication
-        self.process = Interval(
-            value=reserved + outside,
-            low=self.reserved.low + outside - spread,
-            high=self.reserved.high + outside + spread,
-        )
-
-    @property
-    def worst(self) -> Interval:
-        """The process in the worst phase that the job goes through, its evaluations included."""
-        evaluation = self.memory.evaluation
-        more = evaluation.total_bytes / self.memory.allocated_bytes - 1 if evaluation else 0.0
-        if more <= 0:
-            return self.process
-        low, value, high = (
-            process + more * reserved
-            for process, reserved in (
-                (self.process.low, self.reserved.low),
-                (self.process.value, self.reserved.value),
-                (self.process.high, self.reserved.high),
-            )
-        )
-        return Interval(value=value, low=low, high=high)
-
-    def terms(self) -> dict[str, int]:
-        inside = dict(self.memory.peak.terms)
-        inside["communication"] += self.communication
-        return {**inside, "context": self.context, "slack": self.slack}
-
-    def phases(self) -> dict[str, int]:
-        outside = self.context + self.communication
-        moments = [*self.memory.moments, *([self.memory.evaluation] if self.memory.evaluation else [])]
-        states = self.memory.moments[-1].terms
-        kept = sum(states[name] for name in ("weights", "adapter", "optimizer", "communication"))
-        return {
-            "load": self.memory.loaded_bytes + self.context,
-            **{moment.name: moment.total_bytes + self.slack + outside for moment in moments},
-            "save": kept + self.slack + outside,
-        }
-
-
-def _share(gpu: Gpu, size: _Size, budget: int, headroom_bytes: int | None) -> GpuShare:
+def _share(gpu: Gpu, size: Size, budget: int, headroom_bytes: int | None) -> GpuShare:
     headroom = headroom_of(budget, headroom_bytes)
     verdict: Verdict = "does not fit"
-    worst = size.worst
-    flushed = size.allocated.high + size.context + size.communication + worst.high - size.process.high
+    worst = size.worst_phase
+    flushed = size.allocated.high + size.outside_bytes + worst.high - size.process.high
     if budget - headroom >= worst.high:
         verdict = "fits"
     elif budget - headroom >= flushed:
@@ -182,10 +133,10 @@ def _share(gpu: Gpu, size: _Size, budget: int, headroom_bytes: int | None) -> Gp
     )
 
 
-def _paged_out_bytes(share: GpuShare, memory: Memory) -> int:
+def _paged_out_bytes(share: GpuShare, managed_bytes: int) -> int:
     """Managed optimizer state for which the GPU has no room: it lives in host memory, and is paged in and out."""
     room = share.budget_bytes - share.headroom_bytes - share.process.value
-    return round(min(memory.managed_bytes, max(0.0, memory.managed_bytes - room)))
+    return round(min(managed_bytes, max(0.0, managed_bytes - room)))
 
 
 def _host(
@@ -207,13 +158,9 @@ def _covers(available: int | None, needed: Interval) -> Verdict:
     return "tight" if available is not None and available >= needed.value else "does not fit"
 
 
-def _notes(model: ModelSpec, recipe: Recipe, memory: Memory) -> tuple[str, ...]:
-    return tuple(_noted(model, recipe, memory))
-
-
-def _noted(model: ModelSpec, recipe: Recipe, memory: Memory) -> Iterable[str]:
-    if memory.managed_bytes:
-        paged = memory.managed_bytes / 2**30
+def _notes(model: ModelSpec, recipe: Recipe, managed_bytes: int) -> Iterable[str]:
+    if managed_bytes:
+        paged = managed_bytes / 2**30
         yield f"{paged:.2f} GiB of optimizer state are paged: on the GPU while there is room, else in host memory"
     if recipe.quantized and any(block.feed_forward.experts for block, _ in model.block_counts):
         yield "the routed experts are not quantised: bitsandbytes reaches linear layers only"

@@ -53,6 +53,11 @@ def matmul_flops_per_second(device: Device, compute: str) -> float:
     return device.float32_flops_per_second
 
 
+def slowest(cluster: Cluster, recipe: Recipe) -> Device:
+    """The card that the others wait for."""
+    return min((gpu.device for gpu in cluster.gpus), key=lambda one: matmul_flops_per_second(one, recipe.compute))
+
+
 class Achieved(NamedTuple):
     """What kernels reach on a device."""
 
@@ -118,7 +123,7 @@ CAUSES = (
 
 def step_seconds(model: ModelSpec, recipe: Recipe, cluster: Cluster, rates: Rates) -> dict[str, float]:
     """Seconds of one optimizer step by cause (CAUSES); their sum is the step. The job uses all of `cluster`."""
-    device = min((gpu.device for gpu in cluster.gpus), key=lambda one: matmul_flops_per_second(one, recipe.compute))
+    device = slowest(cluster, recipe)
     walked = walk(model, recipe)
     speed = achieved(device, recipe.compute, rates)
     forward, backward = Pass(), Pass()
@@ -149,20 +154,42 @@ def step_seconds(model: ModelSpec, recipe: Recipe, cluster: Cluster, rates: Rate
 
 def _optimizer_seconds(model: ModelSpec, recipe: Recipe, device: Device, rates: Rates) -> float:
     """The optimizer's own step and the clipping of gradients before it."""
+    update = update_of(model, recipe, rates)
+    updating = update.traffic_bytes / (device.memory_bytes_per_second * rates.efficiency(device).memory)
+    updating += rates.bitsandbytes_update_flops * update.searched / device.float32_flops_per_second
+    return max(update.issuing_seconds, updating)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Update:
+    """What clipping and the optimizer's step ask of one rank's host and GPU."""
+
+    issuing_seconds: float
+    walking_seconds: float
+    """Of it, what Python takes to go through the list of tensors."""
+    traffic_bytes: float
+    searched: float
+    """Parameters of bitsandbytes' optimizers, whose kernels search and rescale per block: bound by instructions, which
+    scale with float32 rate, not by memory."""
+
+
+def update_of(model: ModelSpec, recipe: Recipe, rates: Rates) -> Update:
+    """The optimizer's step; what the host does instead of the GPU where it is offloaded is in links."""
     groups, each = trainable_groups(model, recipe), trainable_bytes_each(recipe)
     law = find_law("optimizer", OPTIMIZERS, recipe.optimizer)
     shards = recipe.parallelism.devices if recipe.parallelism.kind.startswith(("zero", "fsdp")) else 1
     tensors = sum(group.count for group in groups)
-    issuing = (tensors + law.launches(groups)) * rates.tensor_dispatch_seconds
+    walking = tensors * rates.tensor_dispatch_seconds
     if recipe.parallelism.kind == "fsdp2":
-        issuing += tensors * rates.dtensor_seconds
+        walking += tensors * rates.dtensor_seconds
+    issuing = walking + law.launches(groups) * rates.tensor_dispatch_seconds
     if "optimizer" in recipe.parallelism.offload:
-        return issuing
+        return Update(issuing_seconds=issuing, walking_seconds=walking, traffic_bytes=0.0, searched=0.0)
     parameters = sum(group.parameters for group in groups)
     clipping = 3 * each * parameters
-    traffic = (law.traffic_bytes(groups, each) + clipping) / shards
-    updating = traffic / (device.memory_bytes_per_second * rates.efficiency(device).memory)
-    if law.library == "bitsandbytes":
-        # Its kernels search and rescale per block: bound by instructions, which scale with float32 rate, not by memory.
-        updating += rates.bitsandbytes_update_flops * parameters / device.float32_flops_per_second
-    return max(issuing, updating)
+    return Update(
+        issuing_seconds=issuing,
+        walking_seconds=walking,
+        traffic_bytes=(law.traffic_bytes(groups, each) + clipping) / shards,
+        searched=parameters if law.library == "bitsandbytes" else 0.0,
+    )
