@@ -1,0 +1,63 @@
+"""The command and the environment of a job's processes: settled before torch is imported, and without secrets."""
+
+import os
+from collections.abc import Mapping, Sequence
+
+from estimators.hardware import Gpu
+from runners.host import usable_cores
+from runners.job import Job
+
+_SECRET_NAMES = ("TOKEN", "KEY", "SECRET", "PASSWORD", "PASSWD", "CREDENTIALS")
+_READ_AT_IMPORT = (
+    "CUDA", "NVIDIA", "PYTORCH", "TORCH", "NCCL", "OMP", "MKL", "BNB", "BITSANDBYTES", "HF", "TRANSFORMERS", "PYTHON",
+    "LD", "PATH", "TRITON",
+)  # fmt: skip
+_ALLOCATOR = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
+"""The same variable under its old name and its new one."""
+
+
+def needs_launcher(work: Job) -> bool:
+    """Whether the job wants a process group, as several GPUs do, and DeepSpeed and FSDP on one."""
+    return work.ranks > 1 or work.recipe.parallelism.kind != "none"
+
+
+def command_of(child: list[str], work: Job) -> list[str]:
+    """What runs the job's ranks, each of which runs `child`."""
+    if not needs_launcher(work):
+        return child
+    launcher = [*child[:1], "-P", "-W", "ignore", "-m", "torch.distributed.run", "--standalone"]
+    return [*launcher, f"--nproc-per-node={work.ranks}", "--no-python", *child]
+
+
+def environment_of(
+    work: Job, gpus: Sequence[Gpu], inherited: Mapping[str, str] = os.environ
+) -> dict[str, str]:  # fmt: skip
+    """The environment of the job's processes: ours without secrets, and what must be set before torch is imported."""
+    kept = {name: value for name, value in inherited.items() if not _dropped(name)}
+    threads = max((usable_cores() or 1) // work.ranks, 1)
+    kept |= {
+        "CUDA_VISIBLE_DEVICES": ",".join(gpu.uuid or "" for gpu in gpus),
+        "OMP_NUM_THREADS": str(threads),  # torchrun's own choice of 1 makes DeepSpeed's Adam on the CPU 8 × slower
+        "PYTORCH_NVML_BASED_CUDA_CHECK": "1",  # asking whether there is a GPU does not touch it
+        "PYTHONSAFEPATH": "1",
+        "HF_HUB_OFFLINE": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        "TRANSFORMERS_VERBOSITY": "error",
+        "WANDB_DISABLED": "true",
+    }
+    if work.recipe.expandable_segments:
+        kept |= dict.fromkeys(_ALLOCATOR, "expandable_segments:True")
+    return kept
+
+
+def settings_of(environment: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
+    """The part of an environment that the libraries read as they are imported: two processes alike in it are alike."""
+    return tuple(sorted((name, value) for name, value in environment.items() if name.startswith(_READ_AT_IMPORT)))
+
+
+def _dropped(name: str) -> bool:
+    """Secrets, which a job has no use for, and settings of the allocator that are not the recipe's."""
+    upper = name.upper()
+    ours = upper in _ALLOCATOR or upper.startswith(("TORCHELASTIC", "ACCELERATE_"))
+    return ours or upper in ("RANK", "LOCAL_RANK", "WORLD_SIZE") or any(word in upper for word in _SECRET_NAMES)
