@@ -1,10 +1,14 @@
 """The choice: prices every recipe that the goal leaves open, takes the best, and says what it beat and why."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from estimators.hardware import Cluster, Device, Host
 from estimators.legality import objections
 from estimators.model import ModelSpec
+from estimators.price import Evidence
+from planner.best import choose, could_fit, fastest
 from planner.change import cheapest_change
 from planner.cluster import hypothetical_cluster
 from planner.goal import Goal
@@ -14,32 +18,43 @@ from planner.rules import Rules, load_rules
 from planner.search import Choice, choices
 from planner.words import assumptions_of, next_command_of, verdict_of, why_lost
 
-SAME_SPEED = 0.01
-"""Recipes within 1 % of each other's speed count as equally fast: the smaller one is taken."""
-
-SAME_COST = 0.05
-"""A GPU more must save at least so much of the cost of a token: far less is within any error bar."""
+if TYPE_CHECKING:
+    from planner.confirm import Confirmation
 
 
-def make_plan(goal: Goal, model: ModelSpec, cluster: Cluster, rules: Rules | None = None) -> Plan:
-    """The best recipe for the goal on the cluster, with what it was chosen over.
+Confirming = Callable[[Sequence[Candidate], Candidate | None], "Confirmation"]
+"""Dry-runs what is worth it among all candidates; told what the formula would choose, to say it meanwhile."""
+
+
+def make_plan(
+    goal: Goal,
+    model: ModelSpec,
+    cluster: Cluster,
+    rules: Rules | None = None,
+    confirming: Confirming | None = None,
+) -> Plan:
+    """The best recipe for the goal on the cluster, with what it was chosen over; unconfirmed without `confirming`.
 
     Raises:
         BadInput: the goal names what does not exist, or contradicts itself.
     """
     rules = rules or load_rules()
-    candidates, refusals = price_all(goal, model, cluster, rules)
+    priced, refusals = price_all(goal, model, cluster, rules)
+    candidates: Sequence[Candidate] = priced
     chosen = choose(goal, candidates)
+    confirmation = confirming(candidates, chosen) if confirming else None
+    if confirmation is not None:
+        candidates, chosen = confirmation.candidates, confirmation.chosen
     best = _best_of_each(goal, candidates)
     others = [one for one in best if chosen is None or one.method != chosen.method]
     alternatives = tuple(Alternative(candidate=one, why=why_lost(one, chosen, goal)) for one in others[: goal.top])
-    return Plan(
+    plan = Plan(
         goal=goal,
         model=model,
         cluster=cluster,
         chosen=chosen,
-        evidence="formula",
-        confirmed=False,
+        evidence=_evidence(chosen, candidates),
+        confirmed=chosen is not None and chosen.price.evidence != "formula",
         verdict=verdict_of(goal, model, cluster, chosen, best),
         rule=_rule_pick(rules, cluster, chosen, candidates) if goal.methods is None else None,
         alternatives=alternatives,
@@ -47,8 +62,20 @@ def make_plan(goal: Goal, model: ModelSpec, cluster: Cluster, rules: Rules | Non
         cheapest_change=cheapest_change(goal, model, cluster, rules, chosen, best),
         assumptions=assumptions_of(goal, cluster, rules, chosen),
         next_command=next_command_of(goal, cluster, chosen, best),
-        recipes_priced=len(candidates),
+        recipes_priced=len(priced),
     )
+    return _with_doubt(plan, confirmation) if confirmation else plan
+
+
+def _evidence(chosen: Candidate | None, candidates: Sequence[Candidate]) -> Evidence:
+    """What stands behind the choice, or behind the answer that nothing fits."""
+    if chosen is not None:
+        return chosen.price.evidence
+    return "dry run" if any(one.price.evidence == "dry run" for one in candidates) else "formula"
+
+
+def _with_doubt(plan: Plan, confirmation: "Confirmation") -> Plan:
+    return replace(plan, notes=confirmation.notes, doubt=confirmation.doubt or plan.doubt)
 
 
 def make_matrix(goal: Goal, model: ModelSpec, devices: Sequence[Device], rules: Rules | None = None) -> Matrix:
@@ -59,7 +86,8 @@ def make_matrix(goal: Goal, model: ModelSpec, devices: Sequence[Device], rules: 
     for device in devices:
         cluster = hypothetical_cluster([device], 1, Host(), None)
         candidates, _ = price_all(goal, model, cluster, rules)
-        methods = {rung.method: _fastest([one for one in candidates if one.method == rung.method]) for rung in rungs}
+        fitting = [one for one in candidates if one.price.fits]
+        methods = {rung.method: fastest([one for one in fitting if one.method == rung.method]) for rung in rungs}
         rows.append(
             MatrixRow(
                 device=device.name,
@@ -98,7 +126,7 @@ def price_all(goal: Goal, model: ModelSpec, cluster: Cluster, rules: Rules) -> t
             cost = quote(goal, model, recipe, cluster)
             candidates.append(Candidate(recipe=recipe, price=cost, method=label, rung=choice.position,
                                         gpus=recipe.parallelism.devices))  # fmt: skip
-            missed = missed or not cost.fits
+            missed = missed or not could_fit(cost)
     offered = {candidate.method for candidate in candidates}
     return candidates, {label: reason for label, reason in refusals.items() if label not in offered}
 
@@ -113,52 +141,24 @@ def method_label(choice: Choice) -> str:
     return f"{label} + offload of {' and '.join(place.offload)}{target}"
 
 
-def choose(goal: Goal, candidates: Sequence[Candidate]) -> Candidate | None:
-    """The best of those that fit at the upper end of their error bar; None where none does.
-
-    Offload is taken only where nothing fits on the GPUs, or where the goal requires it.
-    """
-    fitting = [one for one in candidates if one.price.fits]
-    on_gpus = [one for one in fitting if not one.recipe.parallelism.offload]
-    pool = on_gpus or fitting
-    if not pool:
-        return None
-    if goal.objective == "memory":
-        return min(pool, key=lambda one: (one.price.process.value * one.gpus, -one.price.tokens_per_second.value))
-    if goal.objective == "cost":
-        cheapest = min(one.gpus / one.price.tokens_per_second.value for one in pool)
-        pool = [one for one in pool if one.gpus / one.price.tokens_per_second.value <= cheapest * (1 + SAME_COST)]
-        return min(pool, key=lambda one: (one.gpus, one.gpus / one.price.tokens_per_second.value))
-    if goal.objective == "quality":
-        top = min(one.rung for one in pool)
-        pool = [one for one in pool if one.rung == top]
-    return _fastest(pool)
-
-
-def _fastest(candidates: Sequence[Candidate]) -> Candidate | None:
-    """The fastest that fits; among equally fast ones the one with the fewest GPUs, then the least memory."""
-    fitting = [one for one in candidates if one.price.fits]
-    if not fitting:
-        return None
-    top = max(one.price.tokens_per_second.value for one in fitting)
-    equal = [one for one in fitting if one.price.tokens_per_second.value >= top * (1 - SAME_SPEED)]
-    return min(equal, key=lambda one: (one.gpus, one.price.process.value))
-
-
 def _best_of_each(goal: Goal, candidates: Sequence[Candidate]) -> list[Candidate]:
     """The best candidate of each method: those that fit first, by rung and speed, then the nearest misses."""
     groups: dict[str, list[Candidate]] = {}
     for one in candidates:
         groups.setdefault(one.method, []).append(one)
-    best = [
-        choose(goal, group) or max(group, key=lambda one: one.price.tightest.spare_bytes) for group in groups.values()
-    ]
+    best = [choose(goal, group) or _nearest(group) for group in groups.values()]
 
     def rank(one: Candidate) -> tuple[bool, bool, int, float]:
         offloaded = bool(one.recipe.parallelism.offload)
         return (not one.price.fits, offloaded, one.rung, -one.price.tokens_per_second.value)
 
     return sorted(best, key=rank)
+
+
+def _nearest(group: Sequence[Candidate]) -> Candidate:
+    """The nearest miss; what a dry run says of one counts for more than what the formula says of others."""
+    tried = [one for one in group if one.price.evidence != "formula"]
+    return max(tried or group, key=lambda one: one.price.tightest.spare_bytes)
 
 
 def _rule_pick(

@@ -12,7 +12,7 @@ from estimators.errors import BadInput
 from planner.commands.parameters import option_name
 from planner.commands.plan import SECTIONS, WORK, run
 
-VERBS = ("completion", "estimate", "explain", "gpus", "models", "probe")
+VERBS = ("completion", "estimate", "explain", "gpus", "history", "measure", "models", "probe")
 HELP = """Say which fine-tuning recipe to run on the GPUs at hand, what it costs, and how sure that is.
 
 \b

@@ -18,13 +18,23 @@ WORDS = {
     "fits": """Budget less headroom covers the whole process (tensors, cache, CUDA context, communication) at the upper
         end of its error bar, in the worst moment of the job; host memory and disk likewise.""",
     "tight": """It would run only because the allocator gives its cache back in time. It is never recommended, and
-        counts as not fitting.""",
+        counts as not fitting. Under --allocator-cap it survives, and how often the cache is emptied is said.""",
     "spare": "Budget less headroom less the upper end of the error bar: what is left over when all goes badly.",
     "error bar": """The range that held the truth in 95 of 100 measured runs. '± 5 %' and '−3 % +9 %' are relative to
         the figure before them.""",
-    "evidence": """Where a figure comes from: 'formula' (instant), 'dry run' (the real code without a GPU) or 'measured'
-        (on this machine).""",
-    "unconfirmed": "Only the formula stands behind the plan: no dry run and no measurement yet.",
+    "evidence": """Where a figure of memory comes from: 'formula' (instant), 'dry run' (the real code without a GPU) or
+        'measured' (on this machine). Times come from the formula until they are measured.""",
+    "dry run": """Two steps of the job with transformers, PEFT, bitsandbytes and torch themselves, on tensors without
+        data: no GPU, no weights. Every allocation is replayed through a model of torch's allocator. It takes seconds,
+        is kept in the cache folder, and needs pip install 'finetune-plan[train]'.""",
+    "confirmed": """A dry run stands behind the plan. Asked are the best three recipes of the best rung that fit at the
+        lower end of the formula's error bar, then those of the next rung, until one is found to fit: the dry run
+        decides.""",
+    "unconfirmed": """Only the formula stands behind the plan: --fast was given, the libraries for a dry run are
+        missing, or they cannot run the recipe; the report says which.""",
+    "allocator cap": """What torch.cuda.set_per_process_memory_fraction would leave to torch's allocator, set after
+        loading and without the CUDA context. 'plan estimate --allocator-cap SIZE' says whether a job survives it, and,
+        as a smaller cap can do better than a larger one, all caps down through the error bar.""",
     "micro-batch": """Sequences of one forward and backward pass on one GPU. Micro-batch × accumulation × GPUs is the
         global batch, which the goal fixes; the split is free.""",
     "global batch": "Sequences of one optimizer step, over all GPUs.",

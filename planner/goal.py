@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from estimators.calibration import DEFAULT, Calibration
+
 Objective = Literal["quality", "throughput", "memory", "cost"]
 OffloadPolicy = Literal["never", "allowed", "required"]
 
@@ -48,3 +50,5 @@ class Goal:
     """A rules file of the user's own, to be named again in the next command."""
     top: int = 8
     """How many alternatives to show."""
+    calibration: Calibration = DEFAULT
+    """What the machine's own measured runs taught: not the user's to say."""

@@ -6,6 +6,7 @@ from estimators.hardware import Cluster
 from estimators.model import ModelSpec
 from estimators.price import Evidence, Price
 from estimators.recipe import Recipe
+from estimators.traced import Traced
 from planner.goal import Goal
 
 
@@ -20,6 +21,8 @@ class Candidate:
     rung: int
     """Position on the quality ladder, 0 the best."""
     gpus: int
+    traced: Traced | None = None
+    """The dry run that the price comes from."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,6 +76,10 @@ class Plan:
     assumptions: tuple[str, ...]
     next_command: str
     recipes_priced: int
+    doubt: str = "confirm with a short measured run before a long job"
+    """What to know of a plan that is not confirmed: why, or what would confirm it."""
+    notes: tuple[str, ...] = ()
+    """What came of the dry runs: another choice than the formula's, figures that differ."""
 
     @property
     def exit_code(self) -> int:

@@ -5,14 +5,15 @@ from estimators.model import ModelSpec
 from estimators.price import Price
 from estimators.pricing import price
 from estimators.recipe import Recipe
+from estimators.size import Tracer
 from planner.goal import Goal
 
 
-def quote(goal: Goal, model: ModelSpec, recipe: Recipe, cluster: Cluster) -> Price:
-    """What `recipe` costs on `cluster` within the goal's budget and headroom.
+def quote(goal: Goal, model: ModelSpec, recipe: Recipe, cluster: Cluster, tracer: Tracer | None = None) -> Price:
+    """What `recipe` costs on `cluster` within the goal's budget and headroom, by formula or as `tracer` finds.
 
     Raises:
-        BadInput: the recipe cannot run there.
+        BadInput: the recipe cannot run there; or, of the tracer, it cannot be traced.
     """
     return price(
         model,
@@ -21,4 +22,6 @@ def quote(goal: Goal, model: ModelSpec, recipe: Recipe, cluster: Cluster) -> Pri
         vram_budget_bytes=goal.vram_budget_bytes,
         headroom_bytes=goal.headroom_bytes,
         assume_idle=goal.assume_idle,
+        calibration=goal.calibration,
+        tracer=tracer,
     )

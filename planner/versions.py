@@ -2,6 +2,8 @@
 
 import platform
 
+from estimators.price import Evidence
+
 DISTRIBUTION = "finetune-plan"
 
 
@@ -15,6 +17,11 @@ def own_version() -> str:
         return "not installed"
 
 
-def versions() -> dict[str, str]:
-    """As a price carries them."""
-    return {"plan": own_version(), "python": platform.python_version()}
+def versions(evidence: Evidence = "formula") -> dict[str, str]:
+    """As a price carries them: with the libraries whose code was executed, where the evidence is a dry run."""
+    ours = {"plan": own_version(), "python": platform.python_version()}
+    if evidence != "dry run":
+        return ours
+    from runners.dry.tracer import versions as of_libraries
+
+    return {**ours, **of_libraries()}

@@ -1,47 +1,63 @@
 """`plan estimate FILE…`: prices recipe documents on given GPUs, one answer a recipe, in order."""
 
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import click
 
-from estimators.document import from_document, parse_recipes
-from estimators.errors import BadInput, PlanError
-from estimators.hardware import Cluster
-from estimators.model import ModelSpec
-from estimators.models import load_model
-from estimators.price import Price
-from estimators.pricing import price
-from estimators.recipe import Recipe
+from estimators.document import parse_recipes
+from estimators.errors import BadInput
+from planner import options
+from planner.answer import Priced, Question, answer_to
 from planner.commands.machine import any_cluster
-from planner.commands.parameters import AS_JSON, BUDGET, GPUS, HARDWARE, VERBOSE
+from planner.commands.parameters import AS_JSON, BUDGET, GPUS, HARDWARE, VERBOSE, Read
 from planner.report.paint import page_width, say, show, write
+from planner.report.progress import Progress
 from planner.versions import versions
 
+EVIDENCE = ("formula", "dry-run")
 STANDARD_INPUT = "-"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Priced:
-    """A recipe's place in the input, and its price, or why it has none."""
-
-    where: str
-    recipe: Recipe | None = None
-    price: Price | None = None
-    error: str | None = None
-    bug: bool = False
 
 
 def _run(files: Sequence[str], as_json: bool, verbose: bool, **values: Any) -> int:
     documents = [entry for name in files for entry in read_documents(name)]
-    cluster = any_cluster(values)
-    load = cache(load_model)  # a model given as a path is read once, and one object is what the estimators remember
-    answers = (_answer(where, document, cluster, load, values) for where, document in documents)
+    question = _question(values)
+    progress = Progress(wanted=question.dry)
+    answers = _answers(documents, question, progress)
     return _write_json(answers) if as_json else _show(list(answers))
+
+
+def _question(values: Mapping[str, Any]) -> Question:
+    """
+    Raises:
+        BadInput: a dry run is insisted on, and the libraries for it are missing.
+        NoUsableGpu: --gpus is auto and there is none.
+    """
+    absent = None
+    if values["evidence"] != "formula":
+        from planner.dry import what_is_missing
+
+        absent = what_is_missing()
+    if absent and values["evidence"] is not None:
+        raise BadInput(f"--evidence {values['evidence']}: {absent}")
+    return Question(
+        cluster=any_cluster(values),
+        limits={name: values[name] for name in ("vram_budget_bytes", "headroom_bytes", "assume_idle")},
+        dry=values["evidence"] != "formula" and absent is None,
+        insist=values["evidence"] is not None,
+        cap_bytes=values["allocator_cap"],
+    )
+
+
+def _answers(documents: Sequence[tuple[str, object]], question: Question, progress: Progress) -> Iterator[Priced]:
+    for number, (where, document) in enumerate(documents, 1):
+        progress.tick(f"pricing recipe {number:,} of {len(documents):,} by dry run …")
+        answer = answer_to(where, document, question)
+        progress.clear()
+        yield answer
 
 
 def read_documents(name: str) -> Iterator[tuple[str, object]]:
@@ -85,28 +101,16 @@ def _lines(text: str, source: str) -> Iterator[tuple[str, object]]:
                 yield where, BadInput(str(error).removeprefix(f"{where}:1: "))
 
 
-def _answer(
-    where: str, document: object, cluster: Cluster, load: Callable[[str], ModelSpec], values: Mapping[str, Any]
-) -> Priced:
-    try:
-        if isinstance(document, BadInput):
-            raise document
-        recipe = from_document(document)
-        limits = {name: values[name] for name in ("vram_budget_bytes", "headroom_bytes", "assume_idle")}
-        return Priced(where=where, recipe=recipe, price=price(load(recipe.model), recipe, cluster, **limits))
-    except PlanError as error:
-        return Priced(where=where, error=str(error))
-    except Exception as error:  # one recipe's trouble must not cost the others their answer
-        return Priced(where=where, error=f"{type(error).__name__}: {error}: this is a bug in plan", bug=True)
-
-
 def _write_json(answers: Iterator[Priced]) -> int:
     from planner.report.json import dump, error_document, price_document
 
-    stands, code = versions(), 0
+    code, of = 0, cache(versions)
     for answer in answers:
-        priced = answer.price
-        document = price_document(priced, stands) if priced else error_document(answer.error or "")
+        document = error_document(answer.error or "")
+        if answer.price:
+            document = price_document(answer.price, of(answer.price.evidence))
+            document |= {"survives": answer.under_cap.survives} if answer.under_cap else {}
+            document |= {"note": answer.note} if answer.note else {}
         write(dump(document, indent=None))
         code = 1 if answer.bug else code
     return code
@@ -115,11 +119,7 @@ def _write_json(answers: Iterator[Priced]) -> int:
 def _show(answers: Sequence[Priced]) -> int:
     from planner.report.prices import prices_page
 
-    show(
-        prices_page(
-            [(answer.where, answer.recipe, answer.price or answer.error or "") for answer in answers], page_width()
-        )
-    )
+    show(prices_page(answers, page_width()))
     bugs = [answer for answer in answers if answer.bug]
     if bugs:
         say(f"error: {bugs[0].error}, please report it")
@@ -136,6 +136,16 @@ command = click.Command(
         GPUS,
         *HARDWARE,
         *BUDGET,
+        click.Option(
+            ["--evidence"],
+            type=Read(options.choice(lambda: EVIDENCE), "NAME", lambda: EVIDENCE),
+            help="formula, or dry-run; by default a dry run where the libraries are installed.",
+        ),
+        click.Option(
+            ["--allocator-cap"],
+            type=Read(options.read_size, "SIZE"),
+            help="Say whether each survives with so much for torch's allocator, set after loading.",
+        ),
         AS_JSON,
         VERBOSE,
     ],

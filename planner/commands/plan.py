@@ -1,13 +1,14 @@
 """`plan` itself: from the options to a plan for the GPUs at hand, or a table over the catalogue where there is none."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from estimators.errors import BadInput
-from estimators.models import load_model
+from estimators.models import Config, build, load_config
 from planner import options
 from planner.commands import machine
 from planner.commands.parameters import AS_JSON, BUDGET, GPUS, HARDWARE, QUIET, VERBOSE, Read, as_typed, model_names
@@ -17,6 +18,8 @@ from planner.report.paint import page_width, say, show, write
 if TYPE_CHECKING:
     from estimators.hardware import Cluster
     from estimators.model import ModelSpec
+    from planner.confirm import Confirmation
+    from planner.plan import Candidate, Plan
     from planner.rules import Rules
 
 PRECISIONS = ("amp", "bf16", "fp16", "fp32")
@@ -119,7 +122,7 @@ SECTIONS: dict[str, tuple[click.Option, ...]] = {
         click.Option(
             ["--rules", "rules_path"], type=Read(as_typed, "FILE"), help="In place of plan's own ladder and defaults."
         ),
-        click.Option(["--fast"], is_flag=True, help="By formula only, without a dry run."),
+        click.Option(["--fast"], is_flag=True, help="By formula only, at once: unconfirmed, without a dry run."),
     ),
     "Output": (
         click.Option(
@@ -142,13 +145,17 @@ def run(values: Mapping[str, Any]) -> int:
     """Plans, prints, and returns the exit code."""
     goal = goal_of(values)
     rules = _rules(values["rules_path"])
-    model = _model(goal.model, offline=values["offline"])
+    config = _config(goal.model, offline=values["offline"])
+    model = build(config)
     if values["gpus"] is not None:
-        return _plan(goal, model, machine.described(values), rules, values)
+        return _plan(goal, config, model, machine.described(values), rules, values)
     probe = machine.look(values["quiet"])
     if probe.absent:
         return _tabulate(goal, model, rules, values, probe.absent)
-    return _plan(goal, model, machine.found(probe, values), rules, values)
+    cluster = machine.found(probe, values)
+    from planner.learned import calibration_of
+
+    return _plan(replace(goal, calibration=calibration_of(cluster)), config, model, cluster, rules, values)
 
 
 def goal_of(values: Mapping[str, Any]) -> Goal:
@@ -171,7 +178,7 @@ def _rules(path: str | None) -> "Rules":
     return load_rules(path)
 
 
-def _model(name: str, *, offline: bool) -> "ModelSpec":
+def _config(name: str, *, offline: bool) -> Config:
     def fetch(hub_id: str) -> Mapping[str, object]:
         from runners.hub import fetch_config
 
@@ -179,27 +186,63 @@ def _model(name: str, *, offline: bool) -> "ModelSpec":
             say(f"asking the Hub for the config of {hub_id} …")
         return fetch_config(hub_id, offline)
 
-    return load_model(name, fetch)
+    return load_config(name, fetch)
 
 
-def _plan(goal: Goal, model: "ModelSpec", cluster: "Cluster", rules: "Rules", values: Mapping[str, Any]) -> int:
-    from planner.choose import make_plan
-
-    started = time.perf_counter()
-    plan = make_plan(goal, model, cluster, rules)
-    if values["verbose"]:
-        say(f"priced {plan.recipes_priced:,} recipes in {time.perf_counter() - started:.2f} s")
+def _plan(
+    goal: Goal, config: Config, model: "ModelSpec", cluster: "Cluster", rules: "Rules", values: Mapping[str, Any]
+) -> int:
+    plan = _made(goal, config, model, cluster, rules, values)
     if values["as_json"]:
         from planner.report.json import dump, plan_document
         from planner.versions import versions
 
-        write(dump(plan_document(plan, versions())))
+        write(dump(plan_document(plan, versions(plan.evidence))))
         return plan.exit_code
     from planner.report.terminal import plan_page, quiet_page
 
     width = page_width()
     show(quiet_page(plan, width) if values["quiet"] else plan_page(plan, width, verbose=values["verbose"]))
     return plan.exit_code
+
+
+def _made(
+    goal: Goal, config: Config, model: "ModelSpec", cluster: "Cluster", rules: "Rules", values: Mapping[str, Any]
+) -> "Plan":
+    """The plan, confirmed by dry runs where they are wanted and can be made."""
+    from planner.choose import make_plan
+
+    started = time.perf_counter()
+    if values["fast"]:
+        plan = replace(make_plan(goal, model, cluster, rules), doubt="without --fast a dry run confirms it in seconds")
+        dry_seconds = 0.0
+    else:
+        plan, dry_seconds = _confirmed(goal, config, model, cluster, rules, values)
+    if values["verbose"]:
+        say(f"priced {plan.recipes_priced:,} recipes in {time.perf_counter() - started - dry_seconds:.2f} s")
+    return plan
+
+
+def _confirmed(
+    goal: Goal, config: Config, model: "ModelSpec", cluster: "Cluster", rules: "Rules", values: Mapping[str, Any]
+) -> tuple["Plan", float]:
+    """The plan, and the seconds that its dry runs took."""
+    from planner.choose import make_plan
+    from planner.dry import confirmation_of, tracer_of, what_is_missing
+    from planner.report.progress import Progress
+
+    if absent := what_is_missing():
+        return replace(make_plan(goal, model, cluster, rules), doubt=absent), 0.0
+    tracer = tracer_of(config)
+    progress = Progress(wanted=not values["quiet"] and not values["as_json"])
+
+    def confirming(candidates: "Sequence[Candidate]", chosen: "Candidate | None") -> "Confirmation":
+        return confirmation_of(goal, model, cluster, tracer, candidates, chosen, progress)
+
+    try:
+        return make_plan(goal, model, cluster, rules, confirming), tracer.seconds
+    finally:
+        progress.clear()
 
 
 def _tabulate(goal: Goal, model: "ModelSpec", rules: "Rules", values: Mapping[str, Any], absent: str) -> int:

@@ -8,6 +8,8 @@ from estimators.document import to_document
 from estimators.hardware import Cluster, Device, Gpu, Host, Link
 from estimators.model import ModelSpec
 from estimators.price import GpuShare, Interval, Price
+from estimators.traced import Traced
+from planner.goal import Goal
 from planner.plan import Alternative, Candidate, Matrix, MatrixRow, Plan
 from planner.report.terminal import job_seconds
 
@@ -20,13 +22,20 @@ def dump(document: Document, *, indent: int | None = 1) -> str:
     return json.dumps(document, indent=indent, allow_nan=False)
 
 
+def _goal(goal: Goal) -> Document:
+    """What the user asked for; what the machine taught is not theirs."""
+    return {name: value for name, value in fields(goal).items() if name != "calibration"}
+
+
 def plan_document(plan: Plan, versions: dict[str, str]) -> Document:
     return {
         "schema_version": SCHEMA_VERSION,
         "verdict": plan.verdict,
         "evidence": plan.evidence,
         "confirmed": plan.confirmed,
-        "goal": fields(plan.goal),
+        "doubt": None if plan.confirmed or plan.chosen is None else plan.doubt,
+        "notes": list(plan.notes),
+        "goal": _goal(plan.goal),
         "model": model_document(plan.model),
         "cluster": cluster_document(plan.cluster),
         "chosen": _candidate(plan, plan.chosen, versions) if plan.chosen else None,
@@ -45,7 +54,7 @@ def matrix_document(matrix: Matrix, versions: dict[str, str], absent: str) -> Do
     return {
         "schema_version": SCHEMA_VERSION,
         "no_gpu_here": absent,
-        "goal": fields(matrix.goal),
+        "goal": _goal(matrix.goal),
         "model": model_document(matrix.model),
         "methods": list(matrix.methods),
         "cards": [_card(row, versions) for row in matrix.rows],
@@ -55,7 +64,7 @@ def matrix_document(matrix: Matrix, versions: dict[str, str], absent: str) -> Do
 
 
 def price_document(price: Price, versions: dict[str, str]) -> Document:
-    """The price as DESIGN.md defines it."""
+    """The price as DESIGN.md defines it; with the versions of libraries only where their code was executed."""
     sizes = {
         "peak_allocated_bytes": price.peak_allocated,
         "peak_reserved_bytes": price.peak_reserved,
@@ -162,7 +171,13 @@ def _priced(candidate: Candidate, versions: dict[str, str]) -> Document:
         "peak_moment": candidate.price.peak_moment,
         "seconds": candidate.price.seconds,
         "notes": list(candidate.price.notes),
+        "dry_run": _dry_run(candidate.traced) if candidate.traced else None,
     }
+
+
+def _dry_run(traced: Traced) -> Document:
+    """What it took, the first time; what it found is in the price."""
+    return {"layers_traced": traced.layers_traced, "seconds": traced.seconds}
 
 
 def _ends(interval: Interval) -> Document:

@@ -2,8 +2,9 @@
 
 from collections.abc import Sequence
 
-from estimators.price import Price
-from estimators.recipe import Recipe
+from estimators.units import format_bytes
+from planner.answer import Priced
+from planner.cap import UnderCap
 from planner.report.figures import clean, error_bar, gib, rate
 from planner.report.page import Column, Line, Span, labelled, table, title
 from planner.report.terminal import VERDICTS
@@ -17,31 +18,48 @@ COLUMNS = (
     Column(title="spare", right=True),
     Column(title="tokens/s", right=True),
     Column(title="±", style="dim", vital=False),
+    Column(title="by", style="dim"),
     Column(title="verdict"),
 )
 
 
-def prices_page(prices: Sequence[tuple[str, Recipe | None, Price | str]], width: int) -> list[Line]:
-    """One row a recipe, in the order given; a text in place of a price says why there is none."""
-    page = table(COLUMNS, [_row(where, recipe, priced) for where, recipe, priced in prices], width)
-    unpriced = [(_place(where), clean(priced)) for where, _, priced in prices if isinstance(priced, str)]
-    return [*page, *title("Not priced"), *labelled(unpriced, width)] if unpriced else page
+def prices_page(answers: Sequence[Priced], width: int) -> list[Line]:
+    """One row a recipe, in the order given; then what is to be said of single ones."""
+    page = table(COLUMNS, [_row(answer) for answer in answers], width)
+    sections = {
+        "Not priced": [(answer.where, answer.error) for answer in answers if answer.error],
+        "No dry run": [(answer.where, answer.note) for answer in answers if answer.note],
+        "Under a cap": [(answer.where, _survival(answer.under_cap)) for answer in answers if answer.under_cap],
+    }
+    for name, rows in sections.items():
+        if rows:
+            page += [*title(name), *labelled([(_place(where), clean(text or "")) for where, text in rows], width)]
+    return page
 
 
-def _row(where: str, recipe: Recipe | None, priced: Price | str) -> list[str | Span]:
-    name = clean(recipe.model) if recipe else "-"
-    if isinstance(priced, str):
-        return [_place(where), name, "-", "", "-", "-", "", ("not priced", "bad")]
+def _row(answer: Priced) -> list[str | Span]:
+    name = clean(answer.recipe.model) if answer.recipe else "-"
+    price = answer.price
+    if price is None:
+        return [_place(answer.where), name, "-", "", "-", "-", "", "", ("not priced", "bad")]
     return [
-        _place(where),
+        _place(answer.where),
         name,
-        gib(priced.process.value),
-        error_bar(priced.process),
-        gib(priced.tightest.spare_bytes),
-        rate(priced.tokens_per_second.value),
-        error_bar(priced.tokens_per_second),
-        (priced.verdict, VERDICTS[priced.verdict]),
+        gib(price.process.value),
+        error_bar(price.process),
+        gib(price.tightest.spare_bytes),
+        rate(price.tokens_per_second.value),
+        error_bar(price.tokens_per_second),
+        price.evidence,
+        (price.verdict, VERDICTS[price.verdict]),
     ]
+
+
+def _survival(found: UnderCap) -> str:
+    answer = "yes" if found.survives else "no"
+    times = "once" if found.retries == 1 else f"{found.retries:,} times"
+    tight = f" (tight: the cache has to be emptied {times})" if found.survives and found.retries else ""
+    return f"survives a cap of {format_bytes(found.cap_bytes)}: {answer}{tight}"
 
 
 def _place(where: str) -> str:

@@ -14,6 +14,7 @@ from planner.report.figures import (
     gib,
     label,
     machine,
+    number_of,
     rate,
 )
 from planner.report.page import BLANK, Column, Line, Span, labelled, paragraph, table, title
@@ -40,8 +41,11 @@ RANKING = (
     Column(title="spare", right=True),
     Column(title="tokens/s", right=True),
     Column(title="±", vital=False),
+    Column(title="by", style="dim", vital=False),
     Column(title="why", flows=True),
 )
+SPEED_BAR, EVIDENCE = 5, 6
+"""Columns that are left out where they would say the same in every row."""
 
 
 def plan_page(plan: Plan, width: int, *, verbose: bool = False) -> list[Line]:
@@ -194,12 +198,11 @@ def _ranking(plan: Plan, width: int) -> list[Line]:
     if len(rows) <= bool(plan.chosen):
         return []
     head = "Ranking" if plan.chosen else "Nearest misses"
-    bars = {bar for *_, (bar, _), _ in rows}
     note = "per GPU, the fastest recipe of each method that fits; spare is after headroom and error bar"
-    if len(bars) == 1:  # one column less where it would say the same in every row
-        rows = [[*row[:-2], row[-1]] for row in rows]
-        note += f"; tokens/s {bars.pop()}"
-    columns = RANKING if len(rows[0]) == len(RANKING) else (*RANKING[:-2], RANKING[-1])
+    same = {place for place in (SPEED_BAR, EVIDENCE) if len({row[place][0] for row in rows}) == 1}
+    note += f"; tokens/s {rows[0][SPEED_BAR][0]}" if SPEED_BAR in same else ""
+    kept = [place for place in range(len(RANKING)) if place not in same]
+    columns, rows = [RANKING[place] for place in kept], [[row[place] for place in kept] for row in rows]
     return [*title(head, note, width), *table(columns, rows, width)]
 
 
@@ -207,10 +210,10 @@ def _ranked(candidate: Candidate, why: str, style: str) -> list[Span]:
     price = candidate.price
     left = price.tightest.spare_bytes
     cells = [label(candidate), gib(price.process.value), error_bar(price.process), gib(left)]
-    cells += [rate(price.tokens_per_second.value), error_bar(price.tokens_per_second), clean(why)]
+    cells += [rate(price.tokens_per_second.value), error_bar(price.tokens_per_second), price.evidence, clean(why)]
     styles = [style] * len(cells)
     styles[3] = style if left >= 0 else "bad"
-    styles[2] = styles[5] = "dim"
+    styles[2] = styles[SPEED_BAR] = styles[EVIDENCE] = "dim"
     return list(zip(cells, styles, strict=True))
 
 
@@ -241,10 +244,24 @@ def _rule(plan: Plan) -> str:
 
 def _next(plan: Plan, width: int) -> list[Line]:
     page: list[Line] = []
-    if plan.chosen and not plan.confirmed:
-        text = "unconfirmed: formula only, confirm with a short measured run before a long job"
-        page = [BLANK, *paragraph(text, width, "warn")]
+    if plan.chosen:
+        style = "" if plan.confirmed else "warn"
+        page = [BLANK, *paragraph(clean(_standing(plan, plan.chosen)), width, style)]
+    for note in plan.notes:
+        page += paragraph(clean(note), width, "warn", indent=2, bullet="· ")
     return [*page, *_command(plan)]
+
+
+def _standing(plan: Plan, chosen: Candidate) -> str:
+    """How far the plan can be relied on."""
+    if not plan.confirmed:
+        return f"unconfirmed: formula only; {plan.doubt}"
+    if chosen.traced is None:
+        return f"confirmed: {plan.evidence}"
+    text = f"confirmed by a dry run of {chosen.traced.layers_traced} of {number_of(len(plan.model.layers), 'block')}"
+    if chosen.recipe.parallelism.kind == "none":
+        return text
+    return f"{text}, as one GPU computes them; what is sharded, gathered and reduced is by formula"
 
 
 def _command(plan: Plan) -> list[Line]:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+import planner.dry
 import runners.probe
 from estimators.catalogue import find_device
 from estimators.errors import NoUsableGpu
@@ -44,8 +45,9 @@ Run = Callable[..., Answer]
 
 @pytest.fixture
 def plan(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
-    """Runs `plan` in this process, on a machine without a GPU."""
+    """Runs `plan` in this process, on a machine without a GPU and without the libraries of a dry run."""
     monkeypatch.setattr(runners.probe, "probe", lambda: NOTHING)
+    monkeypatch.setattr(planner.dry, "what_is_missing", lambda: "no torch here")
 
     def run(*words: str) -> Answer:
         code = main(words)
@@ -277,7 +279,7 @@ def test_estimate_reads_lists_several_files_and_standard_input(tmp_path: Path) -
     second.write_text(json.dumps(RECIPE, indent=2))
     result = CliRunner().invoke(
         command,
-        ["estimate", str(first), "-", str(second), "--gpus", "h200", "--json"],
+        ["estimate", str(first), "-", str(second), "--gpus", "h200", "--json", "--evidence", "formula"],
         input=json.dumps(RECIPE),
         standalone_mode=False,
     )
@@ -314,7 +316,7 @@ def test_one_broken_price_costs_the_others_nothing(plan: Run, tmp_path: Path, mo
             raise ZeroDivisionError("by zero")
         return real_price(model, recipe, cluster, **limits)
 
-    monkeypatch.setattr("planner.commands.estimate.price", fragile)
+    monkeypatch.setattr("planner.answer.price", fragile)
     file = recipes(tmp_path, RECIPE, {**RECIPE, "seed": 13}, RECIPE)
     answer = plan("estimate", file, "--gpus", "rtx-4090", "--json")
     assert answer.code == 1
@@ -413,7 +415,7 @@ def test_the_shell_completes_names(plan: Run, monkeypatch: pytest.MonkeyPatch, t
 
 
 def test_a_process_of_its_own_keeps_result_and_noise_apart() -> None:
-    ended = shell("--model", "llama-7b", "--gpus", "rtx-4090", "--verbose")
+    ended = shell("--model", "llama-7b", "--gpus", "rtx-4090", "--verbose", "--fast")
     assert ended.returncode == 0
     assert ended.stdout.startswith("Fine-tune llama-7b")
     assert "\x1b" not in ended.stdout + ended.stderr
@@ -458,7 +460,7 @@ def test_a_full_disk_is_said() -> None:
 def test_planning_imports_neither_rich_nor_torch_nor_the_network() -> None:
     program = (
         "import sys; from planner.__main__ import main\n"
-        "code = main(['--model', 'llama-7b', '--gpus', 'rtx-4090'])\n"
+        "code = main(['--model', 'llama-7b', '--gpus', 'rtx-4090', '--fast'])\n"
         "heavy = {'rich', 'torch', 'transformers', 'http.client', 'pynvml', 'importlib.metadata', 'traceback'}\n"
         "print(code, sorted(heavy & set(sys.modules)), file=sys.stderr)"
     )

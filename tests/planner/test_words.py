@@ -18,11 +18,11 @@ from planner.__main__ import main
     ],
 )
 def test_the_next_command_gives_the_same_plan(capsys: pytest.CaptureFixture[str], options: str) -> None:
-    assert main(["--model", "llama-3.2-1b", *shlex.split(options), "--quiet"]) in (0, 3)
+    assert main(["--model", "llama-3.2-1b", *shlex.split(options), "--quiet", "--fast"]) in (0, 3)
     first = capsys.readouterr().out
     command = first.strip().splitlines()[-1]
     words = shlex.split(command.split(" > ")[0])
     assert words[0] == "plan"
     again = [word for word in words[1:] if word != "--json"]
-    main([*again, "--quiet"])
+    main([*again, "--quiet", "--fast"])
     assert capsys.readouterr().out == first
