@@ -37,6 +37,9 @@ def test_every_command_runs(command: str, capsys: pytest.CaptureFixture[str]) ->
     words = [word for word in shlex.split(command)[1:] if word not in ("auto",)]
     if "--gpus" in words and words.index("--gpus") == len(words) - 1:
         words[-1:] = ["--gpus", "h200"]
+    if words[0] == "measure":  # needs the GPUs of the machine, and says so where there are none
+        assert main(words) in (0, 4)
+        return
     assert main(words) in (0, 3)
     assert capsys.readouterr().out
 
