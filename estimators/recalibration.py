@@ -48,13 +48,27 @@ def recalibrate(
     more, outside_changes = _outside(teaching, device)
     seen = fit.calibration.seen_devices
     if device.name not in seen and fit.kinds >= SEEN_AFTER:
-        seen, bars = (*seen, device.name), replace(bars, step_seconds=bars.unseen_step_seconds)
+        seen, bars = (*seen, device.name), _bars_of_unseen(bars)
+    # The factors are of the formula's error: what a dry run's times are made of has errors of its own.
+    rates = replace(fit.calibration.rates, traced=before.rates.traced)
     return replace(
         fit,
-        calibration=replace(fit.calibration, error_bars=bars, seen_devices=seen, outside_more_bytes=more),
+        calibration=replace(fit.calibration, rates=rates, error_bars=bars, seen_devices=seen, outside_more_bytes=more),
         outside_bytes=more,
         changes=(*fit.changes, *memory_changes, *outside_changes),
         left_out=(*disturbed, *unusable, *fit.left_out),
+    )
+
+
+def _bars_of_unseen(bars: ErrorBars) -> ErrorBars:
+    """A card that was measured here keeps the bars of one that was not, as they are by now: its own runs moved them."""
+    wide = bars.unseen_traced
+    return replace(
+        bars,
+        step_seconds=bars.unseen_step_seconds,
+        traced_step_seconds=bars.unseen_traced_step_seconds,
+        traced_allocated=(min(wide[0], bars.traced_allocated[0]), max(wide[1], bars.traced_allocated[1])),
+        traced_reserved=(min(wide[0], bars.traced_reserved[0]), max(wide[1], bars.traced_reserved[1])),
     )
 
 

@@ -159,7 +159,8 @@ def _bars(recipe: Recipe, device: Device, calibration: Calibration, *, traced: b
         return bars.allocated, bars.reserved
     if device.name not in calibration.seen_devices:
         return bars.unseen_traced, bars.unseen_traced
-    return bars.traced_allocated, bars.traced_reserved
+    # What NCCL and the broadcast of the weights do to the cache of a rank is not in the stream.
+    return bars.traced_allocated, bars.traced_reserved if recipe.parallelism.kind == "none" else bars.reserved
 
 
 def _interval(value: float, bars: Bars) -> Interval:

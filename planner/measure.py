@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from estimators.errors import NoUsableGpu
+from estimators.errors import NoUsableGpu, PlanError
 from estimators.fit import Fit
 from estimators.hardware import Cluster, Gpu
 from estimators.model import ModelSpec
@@ -61,6 +61,8 @@ class Finding:
     """What all stored runs of this machine teach with this one among them."""
     folder: Path | None
     flops_utilisation: float | None
+    unkept: str | None = None
+    """Why the run is not in the store."""
 
     @property
     def exit_code(self) -> int:
@@ -80,7 +82,7 @@ def measure(
 
     Raises:
         NoUsableGpu: the machine has too few GPUs for it, or somebody else is on them.
-        BadInput: the recipe cannot be run, or the folder or the store cannot be used.
+        BadInput: the recipe cannot be run, or the folder cannot be used.
     """
     gpus = _gpus(recipe, cluster)
     work = Job(
@@ -107,13 +109,15 @@ def measure(
         prediction=prediction_of(expected) if expected is not None else None,
         versions=dict(work.versions),
     )
+    fit, unkept = _remember(entry, cluster, trial.store)
     return Finding(
         recipe=recipe,
         gpus=gpus,
         expected=expected,
         result=result,
         entry=entry,
-        fit=_remember(entry, cluster, trial.store),
+        fit=fit,
+        unkept=unkept,
         folder=trial.folder,
         flops_utilisation=utilisation,
     )
@@ -157,9 +161,13 @@ def _utilisation(result: Result, model: ModelSpec, recipe: Recipe, gpus: Sequenc
     return result.mfu(model.active_parameters, rates.get(recipe.compute) or device.float32_flops_per_second)
 
 
-def _remember(entry: Entry, cluster: Cluster | None, path: Path | None) -> Fit | None:
-    """Put the run into the store, and read what all of them teach."""
-    with Store.open(path) as store:
-        store.add(entry)
-        entries = store.entries(machine=entry.machine)
-    return recalibrate(entries, cluster) if cluster is not None else None
+def _remember(entry: Entry, cluster: Cluster | None, path: Path | None) -> tuple[Fit | None, str | None]:
+    """Put the run into the store, and read what all of them teach; or why it could not be kept, which loses nothing
+    of what is shown."""
+    try:
+        with Store.open(path) as store:
+            store.add(entry)
+            entries = store.entries(machine=entry.machine)
+    except PlanError as error:
+        return None, str(error)
+    return (recalibrate(entries, cluster) if cluster is not None else None), None

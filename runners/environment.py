@@ -36,7 +36,7 @@ def environment_of(
     kept = {name: value for name, value in inherited.items() if not _dropped(name)}
     threads = max((usable_cores() or 1) // work.ranks, 1)
     kept |= {
-        "CUDA_VISIBLE_DEVICES": ",".join(gpu.uuid or "" for gpu in gpus),
+        **_visible(work, gpus),
         "OMP_NUM_THREADS": str(threads),  # torchrun's own choice of 1 makes DeepSpeed's Adam on the CPU 8 × slower
         "PYTORCH_NVML_BASED_CUDA_CHECK": "1",  # asking whether there is a GPU does not touch it
         "PYTHONSAFEPATH": "1",
@@ -49,6 +49,15 @@ def environment_of(
     if work.recipe.expandable_segments:
         kept |= dict.fromkeys(_ALLOCATOR, "expandable_segments:True")
     return kept
+
+
+def _visible(work: Job, gpus: Sequence[Gpu]) -> dict[str, str]:
+    """The job's cards, by what never changes; DeepSpeed reads numbers only, which are the driver's in the order of the
+    bus. The child refuses any card but the one that it was given."""
+    numbers = [gpu.index for gpu in gpus if gpu.index is not None and gpu.mig_parent_uuid is None]
+    if work.recipe.parallelism.kind.startswith("zero") and len(numbers) == len(gpus):
+        return {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": ",".join(map(str, numbers))}
+    return {"CUDA_VISIBLE_DEVICES": ",".join(gpu.uuid or "" for gpu in gpus)}
 
 
 def settings_of(environment: Mapping[str, str]) -> tuple[tuple[str, str], ...]:

@@ -85,8 +85,9 @@ class Store:
             BadInput, StoreError: as of `open`.
         """
         path = path or default_path()
-        if not path.exists():
-            return None
+        with _told(path):
+            if not path.exists():
+                return None
         address = f"file:{quote(str(path.absolute()))}?mode="
         modes = _modes(path)
         for mode in modes:
@@ -263,6 +264,8 @@ def _told(path: Path) -> Iterator[None]:
             raise BadInput(f"{path} is no database; it was left as it is") from None
         said = next((text for prefix, text in CAUSES.items() if reason.startswith(prefix)), str(error))
         raise StoreError(f"the store {path} {said}") from None
+    except OSError as error:
+        raise StoreError(f"the store {path}: {error.strerror}") from None
 
 
 def _reason(error: sqlite3.Error) -> str:

@@ -43,9 +43,13 @@ def _question(values: Mapping[str, Any]) -> Question:
         absent = what_is_missing()
     if absent and values["evidence"] is not None:
         raise BadInput(f"--evidence {values['evidence']}: {absent}")
+    from planner.learned import calibration_of
+
+    cluster = any_cluster(values)
+    limits = {name: values[name] for name in ("vram_budget_bytes", "headroom_bytes", "assume_idle")}
     return Question(
-        cluster=any_cluster(values),
-        limits={name: values[name] for name in ("vram_budget_bytes", "headroom_bytes", "assume_idle")},
+        cluster=cluster,
+        limits={**limits, "calibration": calibration_of(cluster)},
         dry=values["evidence"] != "formula" and absent is None,
         insist=values["evidence"] is not None,
         cap_bytes=values["allocator_cap"],

@@ -108,6 +108,8 @@ def _told(finding: Finding) -> Iterator[tuple[str, str]]:
         yield "energy", f"{measured.energy_joules:,.0f} J a step"
     if measured.allocator_retries:
         yield "tight", f"the allocator had to empty its cache {measured.allocator_retries} times"
+    if finding.unkept is not None:
+        yield "not stored", clean(finding.unkept)
     for note in finding.result.notes:
         yield "not alone", f"{clean(note)}: the sample calibrates nothing"
 

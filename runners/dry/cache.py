@@ -36,7 +36,7 @@ def digest(
     recipe: Mapping[str, object], config: Mapping[str, object], device: Device, versions: Mapping[str, str]
 ) -> str:
     """The name of a trace."""
-    card = (device.compute_capability, device.multiprocessors)
+    card = (device.name, device.compute_capability, device.multiprocessors)
     essence = json.dumps([recipe, dict(config), card, dict(versions), own_code()], sort_keys=True, default=str)
     return _digest(essence.encode())
 
@@ -47,8 +47,8 @@ def own_code() -> str:
     here = Path(__file__).parent
     files = [
         *sorted(here.glob("*.py")),
-        here.parent / "build.py",
-        *sorted((here.parents[1] / "estimators").glob("*.py")),
+        *(here.parent / name for name in ("build.py", "losses.py", "tools.py")),
+        *sorted((here.parents[1] / "estimators").rglob("*.py")),
     ]
     return _digest(b"".join(path.read_bytes() for path in files))
 
@@ -110,8 +110,13 @@ def _write(path: Path, content: bytes) -> None:
     import tempfile  # slow to import, and needed only by those who trace
 
     with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
-        file.write(content)
-    Path(file.name).replace(path)
+        try:
+            file.write(content)
+            file.flush()
+            Path(file.name).replace(path)
+        except BaseException:
+            Path(file.name).unlink(missing_ok=True)
+            raise
 
 
 def _drop_oldest() -> None:

@@ -3,21 +3,23 @@
 Each step finds the cache as the one before left it, so that a few of them can fragment it further than two do.
 """
 
-from estimators.allocator import Event, advance, begin
+from estimators.allocator import CachingAllocator, Event, advance
 from runners.dry.stream import Stream
 
 MOST_STEPS = 6
-CALM_STEPS = 2
-"""So many steps in a row that reserve nothing new are taken for the end of it."""
+CALM_STEPS = 1
+"""A step that reserves nothing new is taken for the end of it."""
 
 
-def with_later_steps(stream: Stream, expandable: bool) -> Stream:
-    """The stream with its last step repeated; as it is where that step leaves others than it inherits."""
+def with_later_steps(stream: Stream, allocator: CachingAllocator) -> Stream:
+    """The stream with its last step repeated; as it is where that step leaves others than it inherits.
+
+    The allocator has gone through the stream up to the end of that step, and goes on through the later ones.
+    """
     start, end = _last_step(stream)
     heirs = _heirs(stream, start, end)
     if heirs is None:
         return stream
-    allocator = begin(stream.events, expandable, end)
     result = _part(stream, 0, end)
     stride, calm, times = max(stream.owner_of) + 1, 0, 0
     while calm < CALM_STEPS and times < MOST_STEPS:
@@ -57,7 +59,8 @@ def _again(stream: Stream, bounds: tuple[int, int], heirs: dict[int, int], shift
     """The step once more: its own keys shifted, and what it inherits are the heirs of the step before."""
     step = _part(stream, *bounds)
     names = {old: new + shift - stride for old, new in heirs.items()}
-    step.events = [Event(kind, names.get(key, key + shift), size_bytes) for kind, key, size_bytes in step.events]
+    make = Event._make  # half the time of a call by fields
+    step.events = [make((kind, names.get(key, key + shift), size_bytes)) for kind, key, size_bytes in step.events]
     for event, (kind, key, _) in zip(step.events, stream.events[bounds[0] : bounds[1]], strict=True):
         if kind == "allocate":
             step.owner_of[event.key] = stream.owner_of[key]

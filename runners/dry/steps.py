@@ -65,7 +65,7 @@ def _run(recorder: Recorder, recipe: Recipe, config: Config, depth: int) -> None
     _forget()
     recorder.begin("load")
     device = recorder.device
-    with _quiet(), liger_on_meta(recipe, config, device), flash_on_meta(recipe, config, device), recorder:
+    with quiet(), liger_on_meta(recipe, config, device), flash_on_meta(recipe, config, device), recorder:
         recorder.calibrate()
         built = _build(recorder, recipe, config)
         blocks = block_names(built.model, depth)
@@ -117,7 +117,7 @@ def _hollow(recorder: Recorder, real: Callable[[], AbstractContextManager[None]]
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Only reference counts free tensors, so that what a run frees does not hang on Python's collector."""
     was_enabled = gc.isenabled()
     gc.disable()

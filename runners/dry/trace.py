@@ -19,7 +19,7 @@ from runners.dry.ddp import with_buckets
 from runners.dry.depth import NotLinearError, repeated, slopes_between
 from runners.dry.shallow import Depths, depths_of, shallow
 from runners.dry.steady import with_later_steps
-from runners.dry.steps import CannotTrace, record
+from runners.dry.steps import CannotTrace, quiet, record
 from runners.dry.stream import OUTSIDE, Phase, Stream
 
 __all__ = ["CannotTrace", "Trace", "dry_run"]
@@ -58,11 +58,11 @@ def dry_run(recipe: Recipe, config: Config, device: Device) -> Trace:
         raise BadInput(f"the dry run traces one GPU, and {recipe.parallelism.kind} shards the job over several")
     started = time.perf_counter()
     model = build(config)
-    stream, layers = stream_of(recipe, model, config, device)
-    if recipe.parallelism.kind == "ddp":
-        stream = with_buckets(stream, recipe.buckets)
-    stream = with_later_steps(stream, recipe.expandable_segments)
-    return _summary(stream, layers, recipe.expandable_segments, started)
+    with quiet():  # the collector would look through torch's modules again and again for a deep model's events
+        stream, layers = stream_of(recipe, model, config, device)
+        if recipe.parallelism.kind == "ddp":
+            stream = with_buckets(stream, recipe.buckets)
+        return _summary(stream, layers, recipe.expandable_segments, started)
 
 
 def stream_of(recipe: Recipe, model: ModelSpec, config: Config, device: Device) -> tuple[Stream, int]:
@@ -90,30 +90,46 @@ def _extended(recipe: Recipe, config: Config, device: Device, depths: Depths) ->
     return extended
 
 
-def _summary(stream: Stream, layers: int, expandable: bool, started: float) -> Trace:
-    """Replay a stream: its peaks, what was alive at the highest, and the peak of each phase."""
-    allocator, phases = begin((), expandable, 0), dict[str, int]()
-    peak, peak_at, reserved, loaded = 0, 0, 0, 0
-    for start, end, phase in stream.bounds():
+class _Peaks:
+    """What a replay has come to, phase by phase."""
+
+    def __init__(self) -> None:
+        self.phases: dict[str, int] = {}
+        self.allocated = self.at = self.reserved = self.loaded = 0
+
+    def follow(self, allocator: CachingAllocator, stream: Stream, start: int, end: int, phase: Phase) -> None:
         allocator.peak_reserved = allocator.reserved
         highest, highest_at = _run(allocator, stream.events, start, end)
         words = PHASE_WORDS[phase]
-        phases[words] = max(phases.get(words, 0), allocator.peak_reserved)
+        self.phases[words] = max(self.phases.get(words, 0), allocator.peak_reserved)
         if phase == "load":
-            loaded = allocator.allocated
+            self.loaded = allocator.allocated
         elif phase != "evaluation":
-            reserved = max(reserved, allocator.peak_reserved)
-            if highest > peak:
-                peak, peak_at = highest, highest_at
+            self.reserved = max(self.reserved, allocator.peak_reserved)
+            if highest > self.allocated:
+                self.allocated, self.at = highest, highest_at
+
+
+def _summary(stream: Stream, layers: int, expandable: bool, started: float) -> Trace:
+    """Replay a stream and its later steps: the peaks, what was alive at the highest, and the peak of each phase."""
+    allocator, peaks = begin((), expandable, 0), _Peaks()
+    for start, end, phase in stream.bounds():
+        if phase != "evaluation":
+            peaks.follow(allocator, stream, start, end, phase)
+    whole = with_later_steps(stream, allocator)
+    peaks.reserved = max(peaks.reserved, allocator.peak_reserved)
+    for start, end, phase in whole.bounds():
+        if phase == "evaluation":
+            peaks.follow(allocator, whole, start, end, phase)
     return Trace(
-        events=tuple(stream.events),
-        starts=tuple(stream.phases),
-        loaded_bytes=loaded,
-        peak_allocated_bytes=peak,
-        peak_reserved_bytes=reserved,
-        peak_moment=_moment(stream, peak_at),
-        terms=_terms(stream, peak_at, expandable),
-        phases=phases,
+        events=tuple(whole.events),
+        starts=tuple(whole.phases),
+        loaded_bytes=peaks.loaded,
+        peak_allocated_bytes=peaks.allocated,
+        peak_reserved_bytes=peaks.reserved,
+        peak_moment=_moment(stream, peaks.at),
+        terms=_terms(stream, peaks.at, expandable),
+        phases=peaks.phases,
         work=stream.work,
         layers_traced=layers,
         seconds=time.perf_counter() - started,
