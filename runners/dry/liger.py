@@ -5,7 +5,6 @@ is not installed, as with torch's CPU wheels, a stand-in answers while Liger is 
 Liger 0.8.5, tests/runners/test_dry_shims.py.
 """
 
-import logging
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -23,7 +22,7 @@ from estimators.hardware import Device
 from estimators.models import Config
 from estimators.recipe import Recipe
 from runners.build import module_of
-from runners.dry.replacing import Launch, Replacement, replaced
+from runners.dry.replacing import Launch, Replacement, only_errors, replaced
 
 TRITON = "triton"
 LIGER = "liger_kernel"
@@ -128,7 +127,7 @@ def liger_on_meta(recipe: Recipe, config: Config, device: Device) -> Iterator[No
         for replacement in _gpu(device):
             stack.enter_context(replaced(*replacement))
         stack.enter_context(_triton())
-        stack.enter_context(_silent())
+        stack.enter_context(only_errors(LIGER))  # it tells of each other implementation that it cannot import
         import_module(f"{LIGER}.transformers")
         module_of(config)  # before its functions are noted
         for replacement in (*_launches(), *_device_names()):
@@ -136,18 +135,6 @@ def liger_on_meta(recipe: Recipe, config: Config, device: Device) -> Iterator[No
         stack.enter_context(_models_kept())
         stack.enter_context(replaced(functional, "cross_entropy", functional.cross_entropy))  # Granite's patch takes it
         yield
-
-
-@contextmanager
-def _silent() -> Iterator[None]:
-    """Liger tells of each of its other implementations that it cannot import."""
-    logger = logging.getLogger(LIGER)
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
 
 
 def _launches() -> Iterator[Replacement]:

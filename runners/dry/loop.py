@@ -1,7 +1,7 @@
 """One optimizer step as the stock Trainer takes it, with all the small tensors that it makes on the GPU."""
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 import peft
 import torch
@@ -10,9 +10,9 @@ from transformers.loss.loss_utils import LOSS_MAPPING, ForCausalLMLoss
 
 from estimators.recipe import Recipe
 from runners.build import Built
+from runners.dry.stream import Phase
 from runners.losses import Batch
 
-Phase = Literal["load", "forward", "backward", "optimizer"]
 LARGEST_NORM = 1.0
 """TrainingArguments.max_grad_norm."""
 PROCESSES = 1

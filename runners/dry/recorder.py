@@ -5,7 +5,7 @@ import weakref
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +20,6 @@ from estimators.units import MIB
 from runners.dry.stream import OUTSIDE, Phase, Stream
 from runners.dry.tally import Tally, tallying
 
-Term = Literal["weights", "adapter", "gradients", "optimizer", "activations", "logits", "workspace"]
 CUBLASLT_BYTES = MIB
 PASSES = ("forward", "evaluation")
 PRODUCTS = ("mm", "addmm", "bmm", "baddbmm", "gemm_4bit")

@@ -5,7 +5,6 @@ first step makes the optimizer's state, the second is like all later ones.
 """
 
 import gc
-import logging
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -23,7 +22,7 @@ from runners.dry.kernels import handlers
 from runners.dry.liger import liger_on_meta
 from runners.dry.loop import Loop
 from runners.dry.recorder import Recorder, block_names
-from runners.dry.replacing import replaced
+from runners.dry.replacing import only_errors, replaced
 from runners.dry.shims import cuda_on_meta, quantized_on_meta
 from runners.dry.stream import Stream
 
@@ -122,13 +121,10 @@ def quiet() -> Iterator[None]:
     was_enabled = gc.isenabled()
     gc.disable()
     gc.freeze()  # what is there already need not be looked through
-    chatty = logging.getLogger("bitsandbytes")
-    level = chatty.level
-    chatty.setLevel(logging.ERROR)
     try:
-        yield
+        with only_errors("bitsandbytes"):
+            yield
     finally:
-        chatty.setLevel(level)
         gc.unfreeze()
         if was_enabled:
             gc.enable()
