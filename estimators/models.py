@@ -70,7 +70,16 @@ def build(config: Config) -> ModelSpec:
         known = f"(known: {', '.join(sorted(FAMILIES))})"
         raise UnknownName(f"model_type in {config.source}:", model_type, FAMILIES, known)
     fields.must_be("is_encoder_decoder", False, "only decoders are planned for")
+    if fields.values.get("quantization_config") is not None:
+        fields.refuse("quantization_config", f"is there ({_quantizer(fields)}): plan the model that it was made from")
     return family(model_type)(fields, config.name)
+
+
+def _quantizer(fields: Fields) -> str:
+    """What quantised the weights that a config describes, as it says itself."""
+    settings = fields.values["quantization_config"]
+    method = settings.get("quant_method") if isinstance(settings, Mapping) else None
+    return f"the weights are quantised by {show(method)}" if method else "the weights are quantised"
 
 
 def read_config(path: Path) -> Config:
@@ -159,7 +168,8 @@ def _text_part(values: Mapping[str, object], source: str) -> Mapping[str, object
         raise BadInput(f"{source}: text_config must be a mapping, not {show(inner)}")
     if inner.get("model_type") not in tuple(FAMILIES):
         raise BadInput(f"{source}: text_config has model_type {show(inner.get('model_type'))}, no known text model")
-    return {**GEMMA3_OMITTED, **inner} if outer == "gemma3" else inner
+    quantised = {name: values[name] for name in ("quantization_config",) if name in values}
+    return {**(GEMMA3_OMITTED if outer == "gemma3" else {}), **inner, **quantised}
 
 
 def _unknown(name: str, *, asked: bool) -> UnknownName:

@@ -9,6 +9,9 @@ from planner.plan import Candidate
 SAME_SPEED = 0.01
 """Recipes within 1 % of each other's speed count as equally fast: the smaller one is taken."""
 
+WORTH_8_BIT = 0.10
+"""Optimizer states in 8 bits must save at least so much time where full ones fit: they round what is learned."""
+
 SAME_COST = 0.05
 """A GPU more must save at least so much of the cost of a token: far less is within any error bar."""
 
@@ -26,7 +29,7 @@ def could_fit(price: Price) -> bool:
 
 def best(goal: Goal, candidates: Sequence[Candidate]) -> Candidate | None:
     """The best, whether it fits or not. Offload is taken only where nothing else is offered."""
-    pool = [one for one in candidates if not one.recipe.parallelism.offload] or list(candidates)
+    pool: Sequence[Candidate] = [one for one in candidates if not one.recipe.parallelism.offload] or candidates
     if not pool:
         return None
     if goal.objective == "memory":
@@ -37,8 +40,16 @@ def best(goal: Goal, candidates: Sequence[Candidate]) -> Candidate | None:
         return min(pool, key=lambda one: (one.gpus, one.gpus / one.price.tokens_per_second.value))
     if goal.objective == "quality":
         top = min(one.rung for one in pool)
-        pool = [one for one in pool if one.rung == top]
+        pool = _with_whole_states([one for one in pool if one.rung == top])
     return fastest(pool)
+
+
+def _with_whole_states(pool: Sequence[Candidate]) -> Sequence[Candidate]:
+    """Those that keep optimizer states whole, unless that costs notable speed."""
+    whole = [one for one in pool if "8bit" not in one.recipe.optimizer]
+    top = max(one.price.tokens_per_second.value for one in pool)
+    enough = top * (1 - WORTH_8_BIT)
+    return whole if any(one.price.tokens_per_second.value >= enough for one in whole) else pool
 
 
 def fastest(candidates: Sequence[Candidate]) -> Candidate | None:

@@ -2,7 +2,8 @@
 does."""
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import Any
 
 from estimators.catalogue import smallest_device
 from estimators.hardware import Cluster, Device
@@ -16,6 +17,18 @@ from planner.plan import Candidate
 from planner.quote import quote
 from planner.rules import Rules
 
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Change:
+    """What would let a better method fit, and what to ask to have it planned."""
+
+    words: str
+    goal: Goal | None = None
+    """The goal that it makes of the one that was given."""
+    card: str | None = None
+    """Or the kind of card that it takes."""
+
+
 SHORTER = (0.75, 0.5, 0.25, 0.125)
 """Shares of the sequence length to try."""
 
@@ -27,32 +40,35 @@ def cheapest_change(
     rules: Rules,
     chosen: Candidate | None,
     best: Sequence[Candidate],
-) -> str | None:
+) -> Change | None:
     """What would make the next better method fit; None where the best one already does, or nothing helps."""
     missed = _next_better(chosen, best)
     if missed is None:
         return None
     rung = rules.rungs(goal.methods)[missed.rung].method
-    for option, recipe in _changes(missed.recipe):
+    for option, fields in _changes(missed.recipe):
+        recipe = replace(missed.recipe, **fields)
         if not objections(model, recipe, cluster) and quote(goal, model, recipe, cluster).fits:
-            return f"{rung} would fit with {option}"
+            return Change(words=f"{rung} would fit with {option}", goal=replace(goal, **fields))
     freed = _freed(goal, cluster, missed)
     if freed:
-        return f"{rung} would fit once {freed} held by other processes are free"
+        return Change(words=f"{rung} would fit once {freed} held by other processes are free")
     if host := _host_that_holds(missed, best):
-        return f"{rung} would fit with offload, on a host with {format_bytes(host)} of free memory"
+        return Change(words=f"{rung} would fit with offload, on a host with {format_bytes(host)} of free memory")
     short = -missed.price.tightest.spare_bytes
     if goal.vram_budget_bytes is not None:
-        return f"{rung} needs {format_bytes(short)} more a GPU than --vram-budget allows"
-    card = _card_that_holds(goal, missed)
-    where = f"; the smallest card that holds it is {card.name}" if card and len(cluster.gpus) == 1 else ""
-    return f"{rung} needs {format_bytes(short)} more a GPU{where}"
+        return Change(words=f"{rung} needs {format_bytes(short)} more a GPU than --vram-budget allows")
+    card = _card_that_holds(goal, missed) if len(cluster.gpus) == 1 else None
+    where = f"; the smallest card that holds it is {card.name}" if card else ""
+    return Change(words=f"{rung} needs {format_bytes(short)} more a GPU{where}", card=card.name if card else None)
 
 
 def _next_better(chosen: Candidate | None, best: Sequence[Candidate]) -> Candidate | None:
-    """The nearest miss of the rung just above the chosen one (of any rung, where nothing fits)."""
+    """The nearest miss of the rung just above the chosen one; where nothing fits, the nearest of all."""
     missed = [one for one in best if not one.price.fits and not one.recipe.parallelism.offload]
-    if chosen is not None and not chosen.recipe.parallelism.offload:
+    if chosen is None:
+        return max(missed, key=lambda one: one.price.tightest.spare_bytes, default=None)
+    if not chosen.recipe.parallelism.offload:
         missed = [one for one in missed if one.rung < chosen.rung]
     if not missed:
         return None
@@ -60,15 +76,16 @@ def _next_better(chosen: Candidate | None, best: Sequence[Candidate]) -> Candida
     return max((one for one in missed if one.rung == nearest_rung), key=lambda one: one.price.tightest.spare_bytes)
 
 
-def _changes(recipe: Recipe) -> list[tuple[str, Recipe]]:
-    changes = []
+def _changes(recipe: Recipe) -> list[tuple[str, dict[str, Any]]]:
+    """In words, and as fields, which a recipe and a goal call the same."""
+    changes: list[tuple[str, dict[str, Any]]] = []
     if recipe.loss == "plain" and recipe.trainer == "transformers":
-        changes.append(("--trainer trl, whose loss never holds all logits", replace(recipe, trainer="trl")))
-        changes.append(("--loss liger", replace(recipe, loss="liger")))
+        changes.append(("--trainer trl, whose loss never holds all logits", {"trainer": "trl"}))
+        changes.append(("--loss liger", {"loss": "liger"}))
     for share in SHORTER:
         length = int(recipe.sequence_length * share)
         if length >= 64:
-            changes.append((f"--seq-len {length}", replace(recipe, sequence_length=length)))
+            changes.append((f"--seq-len {length}", {"sequence_length": length}))
     return changes
 
 

@@ -48,6 +48,7 @@ def make_plan(
     best = _best_of_each(goal, candidates)
     others = [one for one in best if chosen is None or one.method != chosen.method]
     alternatives = tuple(Alternative(candidate=one, why=why_lost(one, chosen, goal)) for one in others[: goal.top])
+    change = cheapest_change(goal, model, cluster, rules, chosen, best)
     plan = Plan(
         goal=goal,
         model=model,
@@ -59,9 +60,9 @@ def make_plan(
         rule=_rule_pick(rules, cluster, chosen, candidates) if goal.methods is None else None,
         alternatives=alternatives,
         refusals=tuple(Refusal(method=method, reason=reason) for method, reason in refusals.items()),
-        cheapest_change=cheapest_change(goal, model, cluster, rules, chosen, best),
-        assumptions=assumptions_of(goal, cluster, rules, chosen),
-        next_command=next_command_of(goal, cluster, chosen, best),
+        cheapest_change=change.words if change else None,
+        assumptions=assumptions_of(goal, model, cluster, rules, chosen),
+        next_command=next_command_of(goal, cluster, chosen, change),
         recipes_priced=len(priced),
     )
     return _with_doubt(plan, confirmation) if confirmation else plan
@@ -101,7 +102,7 @@ def make_matrix(goal: Goal, model: ModelSpec, devices: Sequence[Device], rules: 
         model=model,
         methods=tuple(rung.method for rung in rungs),
         rows=tuple(rows),
-        assumptions=assumptions_of(goal, None, rules, None),
+        assumptions=assumptions_of(goal, model, None, rules, None),
     )
 
 

@@ -17,6 +17,9 @@ Reprice = Callable[[Candidate], Candidate]
 FIRST = 3
 """So many of a rung are tried, the best first, for as long as none is found to fit."""
 
+NEARLY_AS_FAST = 0.95
+"""Of the speed by formula: what is slower than that will not turn out to be the fastest."""
+
 DISAGREEMENT = 0.10
 """The formula's figure and the dry run's differ notably from here on."""
 
@@ -92,14 +95,18 @@ def _rungs(goal: Goal, candidates: Sequence[Candidate]) -> Iterator[list[Candida
 
 
 def _best_of_rung(goal: Goal, rung: Sequence[Candidate], trials: _Trials) -> Candidate | None:
-    """The first that is found to fit; of the smallest, whose order a dry run may change, all are tried."""
+    """The best of those found to fit among the finalists. Once one is found, only those are tried besides that the
+    formula puts near it: a dry run may change their order."""
     fitting: list[Candidate] = []
-    enough = FIRST if goal.objective == "memory" else 1
-    for number, one in enumerate(_finalists(goal, rung, trials), 1):
-        found = trials.of(one)
-        fitting += [found] if found.price.fits else []
-        if fitting and number >= enough:
+    pace = 0.0
+    for number, one in enumerate(_finalists(goal, rung, trials)):
+        speed = one.price.tokens_per_second.value
+        if fitting and (number >= FIRST or (goal.objective != "memory" and speed < NEARLY_AS_FAST * pace)):
             break
+        found = trials.of(one)
+        if found.price.fits:
+            fitting.append(found)
+            pace = max(pace, speed)
     return choose(goal, fitting)
 
 

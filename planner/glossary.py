@@ -23,13 +23,13 @@ WORDS = {
     "error bar": """The range that held the truth in 95 of 100 measured runs. '± 5 %' and '−3 % +9 %' are relative to
         the figure before them.""",
     "evidence": """Where a figure of memory comes from: 'formula' (instant), 'dry run' (the real code without a GPU) or
-        'measured' (on this machine). Times come from the formula until they are measured.""",
+        'measured' (on this machine).""",
     "dry run": """Two steps of the job with transformers, PEFT, bitsandbytes and torch themselves, on tensors without
         data: no GPU, no weights. Every allocation is replayed through a model of torch's allocator. It takes seconds,
         is kept in the cache folder, and needs pip install 'finetune-plan[train]'.""",
     "confirmed": """A dry run stands behind the plan. Asked are the best three recipes of the best rung that fit at the
-        lower end of the formula's error bar, then those of the next rung, until one is found to fit: the dry run
-        decides.""",
+        lower end of the formula's error bar, then those of the next rung, until one is found to fit; of those
+        that the formula calls nearly as fast as it, the dry run takes the fastest.""",
     "unconfirmed": """Only the formula stands behind the plan: --fast was given, the libraries for a dry run are
         missing, or they cannot run the recipe; the report says which.""",
     "allocator cap": """What torch.cuda.set_per_process_memory_fraction would leave to torch's allocator, set after

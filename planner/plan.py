@@ -19,7 +19,7 @@ class Candidate:
     method: str
     """As people say it: "full", "lora", "dora", "qlora", "full + zero3", "lora + zero2 + offload"."""
     rung: int
-    """Position on the quality ladder, 0 the best."""
+    """Position on the quality ladder, 0 the best; people are told one more."""
     gpus: int
     traced: Traced | None = None
     """The dry run that the price comes from."""

@@ -153,10 +153,15 @@ def _recipe(
         loss=goal.loss or "plain",
         micro_batch=1,
         gradient_accumulation=batch // place.devices,
-        sequence_length=goal.sequence_length or defaults.sequence_length,
+        sequence_length=goal.sequence_length or default_length(model, rules),
         padded=goal.padded,
         parallelism=place,
     )
+
+
+def default_length(model: ModelSpec, rules: Rules) -> int:
+    """The sequence length where none is said: the rules' own, or all that the model was made for."""
+    return min(rules.defaults.sequence_length, model.max_positions)
 
 
 def _adapter(goal: Goal, model: ModelSpec, rules: Rules, rung: Rung) -> Adapter:

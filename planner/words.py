@@ -2,16 +2,17 @@
 
 import shlex
 from collections.abc import Iterator, Sequence
-from dataclasses import fields, replace
+from dataclasses import fields
 
 from estimators.calibration import DEFAULT
 from estimators.hardware import Cluster
 from estimators.model import ModelSpec
 from estimators.units import format_bytes
+from planner.change import Change
 from planner.goal import Goal
 from planner.plan import Candidate
 from planner.rules import Rules
-from planner.search import idle_reason
+from planner.search import default_length, idle_reason
 
 OPTIONS = {
     "methods": "--method",
@@ -125,17 +126,21 @@ def why_lost(candidate: Candidate, chosen: Candidate | None, goal: Goal) -> str:
     return relative if round(speed * 100) else "equally fast, more GPUs or memory"
 
 
-def assumptions_of(goal: Goal, cluster: Cluster | None, rules: Rules, chosen: Candidate | None) -> tuple[str, ...]:
+def assumptions_of(
+    goal: Goal, model: ModelSpec, cluster: Cluster | None, rules: Rules, chosen: Candidate | None
+) -> tuple[str, ...]:
     """What the figures rest on, and what the user did not say."""
-    return tuple(_assumed(goal, cluster, rules, chosen))
+    return tuple(_assumed(goal, model, cluster, rules, chosen))
 
 
-def _assumed(goal: Goal, cluster: Cluster | None, rules: Rules, chosen: Candidate | None) -> Iterator[str]:
+def _assumed(
+    goal: Goal, model: ModelSpec, cluster: Cluster | None, rules: Rules, chosen: Candidate | None
+) -> Iterator[str]:
     defaults = rules.defaults
     taken = [
         text
         for said, text in (
-            (goal.sequence_length, f"sequences of {defaults.sequence_length} tokens"),
+            (goal.sequence_length, f"sequences of {default_length(model, rules)} tokens"),
             (goal.global_batch, f"global batch {defaults.global_batch}"),
             (goal.rank, f"rank {defaults.rank}, alpha {defaults.rank * defaults.alpha_per_rank}"),
             (goal.targets, "adapters on queries and values"),
@@ -152,6 +157,10 @@ def _assumed(goal: Goal, cluster: Cluster | None, rules: Rules, chosen: Candidat
         yield "the GPUs are idle; the driver keeps its share of them"
     elif goal.assume_idle:
         yield "the GPUs are taken as idle, whatever runs on them now"
+    if cluster and cluster.node_link is not None and cluster.described_link is None:
+        yield f"nodes are joined by a {cluster.node_link.name}: say --link"
+    if cluster and goal.vram_budget_bytes is not None and (more := _beyond(goal.vram_budget_bytes, cluster)):
+        yield more
     unseen = {gpu.device.name for gpu in cluster.gpus} - set(DEFAULT.seen_devices) if cluster else set()
     if unseen:
         names = ", ".join(sorted(unseen))
@@ -166,16 +175,25 @@ def _assumed(goal: Goal, cluster: Cluster | None, rules: Rules, chosen: Candidat
         yield "the stock Trainer and its loss; TRL's needs less for large vocabularies (--trainer trl)"
 
 
-def next_command_of(goal: Goal, cluster: Cluster, chosen: Candidate | None, missed: Sequence[Candidate]) -> str:
-    """A command to copy: keep this plan with its recipe as a document; where nothing fits, ask for half the sequence;
-    where nothing can run at all, ask without restrictions."""
+def _beyond(budget_bytes: int, cluster: Cluster) -> str | None:
+    """That a budget is no limit, where no card has so much."""
+    largest = max(gpu.total_bytes for gpu in cluster.gpus)
+    if budget_bytes <= largest:
+        return None
+    return f"--vram-budget is more than the {format_bytes(largest)} of the card: what the card has is what counts"
+
+
+def next_command_of(goal: Goal, cluster: Cluster, chosen: Candidate | None, change: Change | None) -> str:
+    """A command to copy: keep this plan with its recipe as a document; where nothing fits, plan what would; where
+    nothing is known that would, ask without restrictions."""
     machine = ["plan", "--model", goal.model, *_machine_options(cluster)]
     if chosen is not None:
         return shlex.join([*machine, *_goal_options(goal), "--json"]) + " > plan.json"
-    if not missed:
-        return shlex.join(machine)
-    shorter = replace(goal, sequence_length=max(1, missed[0].recipe.sequence_length // 2))
-    return shlex.join([*machine, *_goal_options(shorter)])
+    if change is not None and change.goal is not None:
+        return shlex.join([*machine, *_goal_options(change.goal)])
+    if change is not None and change.card is not None:
+        return shlex.join(["plan", "--model", goal.model, "--gpus", change.card, *_goal_options(goal)])
+    return shlex.join(machine)
 
 
 def _machine_options(cluster: Cluster) -> Iterator[str]:

@@ -164,7 +164,7 @@ def _candidate(plan: Plan, candidate: Candidate, versions: dict[str, str]) -> Do
 def _priced(candidate: Candidate, versions: dict[str, str]) -> Document:
     return {
         "method": candidate.method,
-        "rung": candidate.rung,
+        "rung": candidate.rung + 1,
         "gpus": candidate.gpus,
         "recipe": to_document(candidate.recipe),
         "price": price_document(candidate.price, versions),

@@ -159,6 +159,9 @@ def test_a_path_without_a_config_to_read_is_refused(tmp_path: Path) -> None:
         ({"tie_word_embeddings": "yes"}, "tie_word_embeddings must be true or false"),
         ({"attention_bias": 1}, "attention_bias must be true or false, not 1"),
         ({"is_encoder_decoder": True}, "is_encoder_decoder must be false"),
+        ({"quantization_config": {"quant_method": "gptq"}}, "the weights are quantised by 'gptq'"),
+        ({"quantization_config": {"bits": 4}}, "quantization_config is there (the weights are quantised)"),
+        ({"quantization_config": "int4"}, "quantization_config is there"),
         ({"model_type": None}, "model_type is missing"),
         ({"model_type": 7}, "model_type must be a text"),
     ],
@@ -199,6 +202,8 @@ def test_a_text_model_inside_a_larger_one_is_used_only_where_its_family_is_known
     assert "text_config has model_type 'clip_text'" in refusal(
         tmp_path, {**whole, "text_config": {**text, "model_type": "clip_text"}}
     )
+    quantised = {**whole, "quantization_config": {"quant_method": "awq"}}
+    assert "the weights are quantised by 'awq'" in refusal(tmp_path, quantised)
     assert "text_config must be a mapping" in refusal(tmp_path, {**whole, "text_config": ["llama"]})
     # Outside that wrapper nothing is filled in.
     assert "num_attention_heads is missing" in refusal(tmp_path, text)

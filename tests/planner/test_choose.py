@@ -8,6 +8,7 @@ import pytest
 from estimators.catalogue import find_device
 from estimators.hardware import Cluster, Gpu, Host
 from estimators.models import load_model
+from estimators.price import Interval
 from estimators.units import GIB
 from planner.choose import choose, make_matrix, make_plan, price_all
 from planner.cluster import hypothetical_cluster
@@ -60,6 +61,26 @@ def test_among_recipes_of_a_rung_the_fastest_that_fits_wins() -> None:
     assert chosen is not None
     fastest = max(one.price.tokens_per_second.value for one in candidates if one.price.fits)
     assert chosen.price.tokens_per_second.value >= 0.99 * fastest
+
+
+def test_whole_optimizer_states_are_kept_unless_8_bits_save_notable_time() -> None:
+    goal, model = Goal(model="llama-3.2-3b", methods=("full",)), load_model("llama-3.2-3b")
+    candidates, _ = price_all(goal, model, machine(["h200"]), load_rules())
+    fitting = [one for one in candidates if one.price.fits]
+    whole = [one for one in fitting if "8bit" not in one.recipe.optimizer]
+    rounded = [one for one in fitting if "8bit" in one.recipe.optimizer]
+
+    def chosen(seconds_saved: float) -> str:
+        """The optimizer taken where all with 8-bit states save so much time."""
+        top = max(one.price.tokens_per_second.value for one in whole)
+        speed = Interval(value=top / (1 - seconds_saved), low=top, high=2 * top)
+        faster = [replace(one, price=replace(one.price, tokens_per_second=speed)) for one in rounded]
+        best = choose(goal, [*whole, *faster])
+        assert best is not None
+        return best.recipe.optimizer
+
+    assert chosen(0.05) == "adamw_torch_fused"
+    assert chosen(0.20) == "adamw_8bit"
 
 
 def test_each_objective_is_best_at_its_own_figure() -> None:

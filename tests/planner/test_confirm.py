@@ -115,6 +115,27 @@ def test_where_the_best_three_miss_the_roomiest_of_the_rung_is_still_asked() -> 
     assert answer.chosen and answer.chosen.recipe == roomiest.recipe
 
 
+def test_among_those_nearly_as_fast_by_formula_the_dry_run_decides() -> None:
+    goal, asked = Goal(model="llama-7b", methods=("lora",)), DryRun()
+    among = candidates(goal, "a100-80gb")
+    first = confirmed(asked, goal, among).chosen
+    assert first is not None
+    near = [one for one in asked.asked if one.recipe != asked.asked[0].recipe]
+    assert near
+    paces = [one.price.tokens_per_second.value for one in asked.asked]
+    assert min(paces) >= 0.95 * max(paces)
+
+    def slower(candidate: Candidate) -> Candidate:
+        price = DryRun()(candidate).price
+        share = 0.5 if candidate.recipe == first.recipe else 1.0
+        speed = Interval(value=share * price.tokens_per_second.value, low=0, high=1e9)
+        return replace(candidate, price=replace(price, tokens_per_second=speed))
+
+    second = confirmed(slower, goal, among).chosen
+    assert second is not None
+    assert second.recipe in recipes(near)
+
+
 def test_nothing_is_asked_that_cannot_fit_or_cannot_win() -> None:
     run = DryRun()
     answer = confirmed(run)

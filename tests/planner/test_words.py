@@ -1,5 +1,6 @@
 """The sentences of a plan: the next command gives the same plan again, whatever was asked for."""
 
+import json
 import shlex
 
 import pytest
@@ -26,3 +27,33 @@ def test_the_next_command_gives_the_same_plan(capsys: pytest.CaptureFixture[str]
     again = [word for word in words[1:] if word != "--json"]
     main([*again, "--quiet", "--fast"])
     assert capsys.readouterr().out == first
+
+
+@pytest.mark.parametrize(
+    "options", ["--model llama-3.1-8b --gpus t4 --seq-len 8192", "--model llama-2-70b --gpus t4 --method qlora"]
+)
+def test_where_nothing_fits_the_next_command_is_one_that_does(capsys: pytest.CaptureFixture[str], options: str) -> None:
+    assert main([*shlex.split(options), "--quiet", "--fast"]) == 3
+    words = shlex.split(capsys.readouterr().out.strip().splitlines()[-1])
+    assert main([*words[1:], "--quiet", "--fast"]) == 0
+
+
+def assumed(capsys: pytest.CaptureFixture[str], options: str) -> str:
+    main([*shlex.split(options), "--fast", "--json"])
+    return "\n".join(json.loads(capsys.readouterr().out)["assumptions"])
+
+
+def test_a_network_between_nodes_that_nobody_described_is_an_assumption(capsys: pytest.CaptureFixture[str]) -> None:
+    nodes = "--model llama-3.2-1b --gpus 4xl40s --nodes 2"
+    assert "100 Gb/s network" in assumed(capsys, nodes)
+    assert "network" not in assumed(capsys, f"{nodes} --link 25GB/s")
+
+
+def test_a_budget_beyond_the_card_is_no_budget_and_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "--vram-budget is more than" in assumed(capsys, "--model llama-3.2-1b --gpus t4 --vram-budget 40GiB")
+    assert "--vram-budget" not in assumed(capsys, "--model llama-3.2-1b --gpus t4 --vram-budget 10GiB")
+
+
+def test_a_model_made_for_shorter_sequences_is_planned_at_its_own_length(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "sequences of 1024 tokens" in assumed(capsys, "--model gpt2-xl --gpus h200")
+    assert "sequences of 2048 tokens" in assumed(capsys, "--model llama-3.2-1b --gpus h200")
