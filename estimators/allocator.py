@@ -9,18 +9,15 @@ stream; memory pools of graphs, `max_split_size_mb` and `garbage_collection_thre
 estimators/expandable.py is the same with `expandable_segments`.
 """
 
-from bisect import bisect_left, insort
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from typing import Literal, NamedTuple, Self
 
 from estimators.addresses import AddressSpace
 from estimators.allocation import GRAIN, LARGE, ROUND, SEGMENT, SMALL, UNSPLIT
+from estimators.pools import Block, Pool
 
 SMALL_SEGMENT = GRAIN
-ADDRESS_BITS = 48
-ADDRESS = (1 << ADDRESS_BITS) - 1
 
 
 class Event(NamedTuple):
@@ -81,87 +78,25 @@ def begin(events: Sequence[Event], expandable: bool, stop: int) -> "CachingAlloc
 
 def advance(allocator: "CachingAllocator", events: Sequence[Event], start: int) -> int:
     """Go through `events` from `start` on; returns the index of the first one that is over the cap, or the end."""
-    attempt, free = allocator.attempt, allocator.free
-    for index, (kind, key, size_bytes) in enumerate(islice(events, start, None), start):
+    index, end = start, len(events)
+    while (index := allocator.follow(events, index, end)) < end:
+        kind = events[index].kind
         if kind == "allocate":
-            if not attempt(key, size_bytes):
-                return index
-        elif kind == "free":
-            free(key)
-        elif kind == "empty_cache":
+            break
+        if kind == "empty_cache":
             allocator.empty_cache()
         else:
             allocator.reset_peak()
-    return len(events)
-
-
-class Block:
-    """A stretch of a segment, in use or free, between its neighbours."""
-
-    __slots__ = ("address", "after", "before", "free", "mapped", "pool", "size")
-
-    def __init__(self, pool: "Pool", address: int, size: int, before: "Block | None", after: "Block | None") -> None:
-        self.pool = pool
-        self.address = address
-        self.size = size
-        self.before = before
-        self.after = after
-        self.free = False
-        """Whether it can be taken, and joined by a neighbour."""
-        self.mapped = True
-        """Only pages of expandable segments may have no memory behind them."""
-
-    def split(self, size: int) -> "Block":
-        """Cut it after `size` bytes; returns what follows."""
-        after = self.after
-        tail = Block(self.pool, self.address + size, self.size - size, self, after)
-        if after is not None:
-            after.before = tail
-        self.after, self.size = tail, size
-        return tail
-
-
-class Pool:
-    """The free blocks of one kind, ordered by size, then address."""
-
-    __slots__ = ("at", "page", "places", "splits_from")
-
-    def __init__(self, page: int, splits_from: int) -> None:
-        self.page = page
-        self.splits_from = splits_from
-        """The smallest rest that is split off a block."""
-        self.places: list[int] = []
-        """Size and address in one number, which is compared faster than two."""
-        self.at: dict[int, Block] = {}
-        """By address; what is no longer free may linger here, and is in no place."""
-
-    def add(self, block: Block) -> None:
-        block.free = True
-        address = block.address
-        self.at[address] = block
-        insort(self.places, block.size << ADDRESS_BITS | address)
-
-    def remove(self, block: Block) -> None:
-        places = self.places
-        del places[bisect_left(places, block.size << ADDRESS_BITS | block.address)]
-
-    def take(self, size: int) -> Block | None:
-        """The smallest free block of at least `size`, out of the pool."""
-        places = self.places
-        index = bisect_left(places, size << ADDRESS_BITS)
-        return self.at[places.pop(index) & ADDRESS] if index < len(places) else None
-
-    @property
-    def free_blocks(self) -> list[Block]:
-        return [self.at[place & ADDRESS] for place in self.places]
+        index += 1
+    return index
 
 
 class CachingAllocator:
     """The allocator of one GPU and one stream."""
 
     __slots__ = (
-        "addresses", "allocated", "cap", "large", "live", "peak_allocated", "peak_reserved", "reserved", "retries",
-        "small",
+        "addresses", "allocated", "cap", "large", "larger", "live", "peak_allocated", "peak_at", "peak_reserved",
+        "reserved", "retries", "small",
     )  # fmt: skip
 
     def __init__(self, cap_bytes: int | None = None) -> None:
@@ -169,7 +104,10 @@ class CachingAllocator:
         self.small, self.large = self._pools()
         self.live: dict[int, Block | None] = {}
         self.allocated = self.reserved = self.peak_allocated = self.peak_reserved = 0
-        self.retries = 0
+        self.retries = self.peak_at = 0
+        """`peak_at`: the index of the event that `peak_allocated` was reached with."""
+        self.larger: dict[int, int] = {}
+        """What was taken by requests whose block was not worth splitting, more than they rounded to, by their index."""
         self.addresses = AddressSpace()
 
     def _pools(self) -> tuple[Pool, Pool]:
@@ -187,37 +125,46 @@ class CachingAllocator:
 
     def attempt(self, key: int, size_bytes: int) -> bool:
         """Make room for a tensor; False, and nothing is changed, where that takes a segment over the cap."""
-        if not size_bytes:
-            self.live[key] = None
-            return True
-        size = (size_bytes + ROUND - 1) & -ROUND
-        pool = self.small if size <= SMALL else self.large
-        block = pool.take(size) or self._new(pool, size)
-        if block is None:
-            return False
-        if block.size - size >= pool.splits_from:
-            pool.add(block.split(size))
-        block.free = False
-        self.live[key] = block
-        self.allocated = allocated = self.allocated + block.size
-        if allocated > self.peak_allocated:
-            self.peak_allocated = allocated
-        return True
+        return self.follow((Event("allocate", key, size_bytes),), 0, 1) == 1
 
     def free(self, key: int) -> None:
         """A tensor dies: its block joins its free neighbours."""
-        block = self.live.pop(key)
-        if block is None:
-            return
-        self.allocated -= block.size
-        pool, before, after = block.pool, block.before, block.after
-        if before is not None and before.free:
-            pool.remove(before)
-            absorb_before(block, before)
-        if after is not None and after.free:
-            pool.remove(after)
-            absorb_after(block, after)
-        pool.add(block)
+        self.follow((Event("free", key),), 0, 1)
+
+    def follow(self, events: Sequence[Event], start: int, stop: int) -> int:
+        """Go through tensors' lives; returns the index of the first event that is over the cap or no tensor's, or
+        `stop`. In one loop with few calls: a deep model has 200,000 of these events."""
+        live, small, large, allocated, peak = self.live, self.small, self.large, self.allocated, self.peak_allocated
+        index = start
+        for index, (kind, key, size_bytes) in enumerate(events[start:stop], start):
+            if kind == "free":
+                block = live.pop(key)
+                if block is not None:
+                    allocated -= block.size
+                    block.pool.join(block)
+            elif kind != "allocate":
+                break
+            elif not size_bytes:
+                live[key] = None
+            else:
+                size = (size_bytes + ROUND - 1) & -ROUND
+                pool = small if size <= SMALL else large
+                block = pool.take(size) or self._new(pool, size)
+                if block is None:
+                    break
+                if block.size - size >= pool.splits_from:
+                    pool.cut(block, size)
+                elif block.size > size:
+                    self.larger[index] = block.size
+                block.free = False
+                live[key] = block
+                allocated += block.size
+                if allocated > peak:
+                    peak, self.peak_at = allocated, index
+        else:
+            index = stop
+        self.allocated, self.peak_allocated = allocated, peak
+        return index
 
     def empty_cache(self) -> None:
         """torch.cuda.empty_cache()."""
@@ -235,7 +182,7 @@ class CachingAllocator:
 
     def needed_bytes(self, size_bytes: int) -> int:
         """What would be reserved if a tensor got a segment of its own; torch holds this against the cap."""
-        return self.reserved + segment_bytes((size_bytes + ROUND - 1) & -ROUND)
+        return self.reserved + segment_bytes(rounded(size_bytes))
 
     def copy(self) -> Self:
         """The same state, to go on from in another way."""
@@ -275,26 +222,13 @@ class CachingAllocator:
         self.reserved -= size
 
 
+def rounded(size_bytes: int) -> int:
+    """What is looked for when a tensor of so many bytes asks."""
+    return (size_bytes + ROUND - 1) & -ROUND
+
+
 def segment_bytes(size: int) -> int:
     """The segment that is made for a rounded request."""
     if size <= SMALL:
         return SMALL_SEGMENT
     return SEGMENT if size < LARGE else -(-size // GRAIN) * GRAIN
-
-
-def absorb_before(block: Block, neighbour: Block) -> None:
-    """`block` takes over its neighbour's bytes."""
-    block.address, block.before = neighbour.address, neighbour.before
-    if block.before is not None:
-        block.before.after = block
-    block.size += neighbour.size
-    neighbour.before = neighbour.after = None
-
-
-def absorb_after(block: Block, neighbour: Block) -> None:
-    """`block` takes over its neighbour's bytes."""
-    block.after = neighbour.after
-    if block.after is not None:
-        block.after.before = block
-    block.size += neighbour.size
-    neighbour.before = neighbour.after = None

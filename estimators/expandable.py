@@ -11,16 +11,8 @@ never end.
 from bisect import bisect_left, insort
 
 from estimators.allocation import GRAIN, ROUND, SEGMENT
-from estimators.allocator import (
-    ADDRESS,
-    ADDRESS_BITS,
-    Block,
-    CachingAllocator,
-    Pool,
-    absorb_after,
-    absorb_before,
-    segment_bytes,
-)
+from estimators.allocator import CachingAllocator, segment_bytes
+from estimators.pools import ADDRESS, ADDRESS_BITS, Block, Pool, absorb_after, absorb_before
 
 ENDLESS = 1 << ADDRESS_BITS - 2
 """Bytes of addresses in a segment: more than is ever in use; a multiple of both kinds of pages is not needed."""

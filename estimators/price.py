@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+from estimators.work import Work
+
 Evidence = Literal["formula", "dry run", "measured"]
 Verdict = Literal["fits", "tight", "does not fit"]
 
@@ -36,7 +38,8 @@ class GpuShare:
     process: Interval
     """At the peak of training."""
     worst_phase: Interval
-    """The process in the worst phase that the job goes through: training, or an evaluation that takes more."""
+    """The process in the worst phase that the job goes through: training, or what takes more of loading, evaluations
+    and saving."""
     verdict: Verdict
 
     @property
@@ -73,6 +76,8 @@ class Price:
     host_verdict: Verdict = "fits"
     disk_verdict: Verdict = "fits"
     notes: tuple[str, ...] = ()
+    work: Work | None = field(default=None, hash=False)
+    """What one GPU does in a step, where a dry run counted it."""
 
     @property
     def verdict(self) -> Verdict:

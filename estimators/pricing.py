@@ -79,6 +79,7 @@ def price(
         host_verdict=_covers(cluster.host.memory_bytes, host) if recipe.parallelism.offload or paged else "fits",
         disk_verdict=_covers(cluster.host.disk_bytes, disk),
         notes=tuple(_notes(model, recipe, worst.managed_bytes)),
+        work=sizes[slowest(cluster, recipe).name].work,
     )
 
 
@@ -116,7 +117,7 @@ def _share(gpu: Gpu, size: Size, budget: int, headroom_bytes: int | None) -> Gpu
     headroom = headroom_of(budget, headroom_bytes)
     verdict: Verdict = "does not fit"
     worst = size.worst_phase
-    flushed = size.allocated.high + size.outside_bytes + worst.high - size.process.high
+    flushed = size.worst_allocated.high + size.outside_bytes
     if budget - headroom >= worst.high:
         verdict = "fits"
     elif budget - headroom >= flushed:

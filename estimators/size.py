@@ -11,13 +11,15 @@ from estimators.price import Interval
 from estimators.process import outside_bytes, slack_bytes
 from estimators.recipe import Parallelism, Recipe
 from estimators.strategies.parallelism.nccl import SPREAD, nccl_bytes
-from estimators.traced import EVALUATION, Traced
+from estimators.traced import SAVE, Traced
+from estimators.trainable import FULL, ITEM_BYTES, groups_of
 from estimators.work import Work
 
 Tracer = Callable[[Recipe, Device], Traced]
 """Makes a dry run of a recipe on one GPU."""
 UNSEEN_CONTEXT = 0.25
 """Relative error of the context's law on a card where nobody measured it."""
+WHOLE_TO_SAVE = ("zero3", "fsdp2")
 Bars = tuple[float, float]
 
 
@@ -30,7 +32,9 @@ class Size:
     process: Interval
     """At the peak of training."""
     worst_phase: Interval
-    """The process in the worst phase that the job goes through, its evaluations included."""
+    """The process in the worst phase that the job goes through: loading, evaluations and saving included."""
+    worst_allocated: Interval
+    """What the allocator cannot do without in any of them."""
     outside_bytes: int
     """What the process holds beside torch's allocator."""
     moment: str
@@ -49,8 +53,9 @@ class _Peaks:
 
     allocated: float
     reserved: float
+    worst_allocated: float
+    """In the worst phase."""
     worst_reserved: float
-    """In the worst phase, evaluations included."""
     moment: str
     terms: dict[str, int] = field(hash=False)
     """Sum to `allocated`."""
@@ -65,7 +70,10 @@ def size_of(
     """What `recipe` takes of a GPU of kind `device`."""
     memory = estimate_memory(model, recipe, device)
     slack = slack_bytes(model, recipe, memory)
-    peaks = _formula(memory, slack) if tracer is None else _traced(model, recipe, device, memory, slack, tracer)
+    saving = saving_bytes(model, recipe)
+    peaks = _formula(memory, slack, saving)
+    if tracer is not None:
+        peaks = _traced(model, recipe, device, peaks, tracer)
     context = outside_bytes(device, recipe) + calibration.outside_more_bytes
     place = recipe.parallelism
     communication = nccl_bytes(place.kind, place.devices, bool(place.offload))
@@ -75,7 +83,8 @@ def size_of(
     allocated_bars, reserved_bars = _bars(recipe, device, calibration, traced=tracer is not None)
     allocated = _interval(peaks.allocated, allocated_bars)
     reserved = _widened(_interval(peaks.reserved, reserved_bars), allocated)
-    worst = _widened(_interval(peaks.worst_reserved, reserved_bars), allocated)
+    worst_allocated = _interval(peaks.worst_allocated, allocated_bars)
+    worst = _widened(_interval(peaks.worst_reserved, reserved_bars), worst_allocated)
     outside = context + communication
     terms = {**peaks.terms, "context": context, "slack": round(peaks.reserved - peaks.allocated)}
     terms["communication"] += communication
@@ -84,6 +93,7 @@ def size_of(
         reserved=reserved,
         process=_shifted(reserved, outside, spread),
         worst_phase=_shifted(worst, outside, spread),
+        worst_allocated=worst_allocated,
         outside_bytes=outside,
         moment=peaks.moment,
         terms=terms,
@@ -93,56 +103,81 @@ def size_of(
     )
 
 
-def _formula(memory: Memory, slack: int) -> _Peaks:
+def saving_bytes(model: ModelSpec, recipe: Recipe) -> int:
+    """What a GPU gathers to save a sharded model, one tensor at a time on its way to the host.
+
+    ZeRO-3 gathers what is trained (DeepSpeedEngine._zero3_consolidated_16bit_state_dict), FSDP2 all of the model
+    (Accelerator.get_state_dict), where a full state dict is asked for as the files that we write do.
+    """
+    kind, everything = recipe.parallelism.kind, recipe.adapter.trains_everything
+    if kind not in WHOLE_TO_SAVE or recipe.parallelism.devices == 1:
+        return 0
+    gathered = recipe.adapter if kind == "zero3" else FULL
+    largest = max((group.elements for group in groups_of(model, gathered)), default=0)
+    if kind == "zero3":
+        return largest * ITEM_BYTES[recipe.compute]
+    return largest * (ITEM_BYTES["float32"] if everything else ITEM_BYTES[recipe.weights])
+
+
+def _formula(memory: Memory, slack: int, saving: int) -> _Peaks:
     reserved = memory.allocated_bytes + slack
-    evaluation = memory.evaluation.total_bytes / memory.allocated_bytes if memory.evaluation else 0.0
-    moments = [*memory.moments, *([memory.evaluation] if memory.evaluation else [])]
     states = memory.moments[-1].terms
-    kept = sum(states[name] for name in ("weights", "adapter", "optimizer", "communication"))
+    kept = sum(states[name] for name in ("weights", "adapter", "optimizer", "communication")) + saving
+    evaluation = memory.evaluation.total_bytes if memory.evaluation else 0
+    worst = max(1.0, evaluation / memory.allocated_bytes, kept / memory.allocated_bytes)
+    moments = [*memory.moments, *([memory.evaluation] if memory.evaluation else [])]
     return _Peaks(
         allocated=memory.allocated_bytes,
         reserved=reserved,
-        worst_reserved=reserved * max(1.0, evaluation),
+        worst_allocated=memory.allocated_bytes * worst,
+        worst_reserved=reserved * worst,
         moment=memory.peak.name,
         terms=dict(memory.peak.terms),
         phases={
             "load": memory.loaded_bytes,
             **{moment.name: moment.total_bytes + slack for moment in moments},
-            "save": kept + slack,
+            SAVE: kept + slack,
         },
     )
 
 
-def _traced(model: ModelSpec, recipe: Recipe, device: Device, memory: Memory, slack: int, tracer: Tracer) -> _Peaks:
+def _traced(model: ModelSpec, recipe: Recipe, device: Device, formula: _Peaks, tracer: Tracer) -> _Peaks:
     """What the dry run found. Of a job over several GPUs it runs what one of them computes, and the formula adds what
     is sharded, gathered and reduced."""
     single = alone(recipe)
     traced = tracer(single, device)
     if single == recipe:
-        terms = {name: traced.terms.get(name, 0) for name in TERMS}
-        worst = max(traced.peak_reserved_bytes, traced.phases.get(EVALUATION, 0))
         return _Peaks(
             allocated=traced.peak_allocated_bytes,
             reserved=traced.peak_reserved_bytes,
-            worst_reserved=worst,
+            worst_allocated=traced.worst_allocated_bytes,
+            worst_reserved=traced.worst_reserved_bytes,
             moment=traced.peak_moment,
-            terms=terms,
+            terms={name: traced.terms.get(name, 0) for name in TERMS},
             phases=dict(traced.phases),
             work=traced.work,
         )
-    plain = estimate_memory(model, single, device)
-    more = traced.peak_allocated_bytes - plain.allocated_bytes
-    peaks = _formula(memory, slack)  # what sharding leaves in the cache has a law of its own
-    terms = {**peaks.terms, "activations": peaks.terms["activations"] + more}
+    more = traced.peak_allocated_bytes - estimate_memory(model, single, device).allocated_bytes
+    load = _sharded_load(recipe, single, traced.phases["load"], formula.phases["load"])
     return replace(
-        peaks,
-        allocated=peaks.allocated + more,
-        reserved=peaks.reserved + more,
-        worst_reserved=peaks.worst_reserved + more,
-        terms=terms,
-        phases={name: size + (0 if name == "load" else more) for name, size in peaks.phases.items()},
+        formula,  # what sharding leaves in the cache has a law of its own
+        allocated=formula.allocated + more,
+        reserved=formula.reserved + more,
+        worst_allocated=max(formula.worst_allocated + more, load),
+        worst_reserved=max(formula.worst_reserved + more, load),
+        terms={**formula.terms, "activations": formula.terms["activations"] + more},
+        phases={name: size + more for name, size in formula.phases.items()}
+        | {"load": load, SAVE: formula.phases[SAVE]},
         work=traced.work,
     )
+
+
+def _sharded_load(recipe: Recipe, single: Recipe, whole: int, sharded: int) -> int:
+    """Every rank loads the whole model in the type of its weights (runners/weights.py); ZeRO-3 alone builds shards."""
+    if recipe.parallelism.kind == "zero3":
+        return sharded
+    wider = 1.0 if recipe.quantized else ITEM_BYTES[recipe.weights] / ITEM_BYTES[single.weights]
+    return round(whole * wider)
 
 
 def alone(recipe: Recipe) -> Recipe:

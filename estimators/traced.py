@@ -7,6 +7,8 @@ from estimators.work import Work
 
 EVALUATION = "evaluation"
 """The phase after the last step; the peaks are those of training."""
+SAVE = "save"
+"""The last one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,7 +24,10 @@ class Traced:
     terms: Mapping[str, int] = field(hash=False)
     """Bytes alive at the allocated peak by what they are for; they sum to it exactly."""
     phases: Mapping[str, int] = field(hash=False)
-    """Reserved bytes at the peak of each phase that the job goes through."""
+    """Reserved bytes at the peak of each phase that the job goes through; it loads a checkpoint."""
+    worst_allocated_bytes: int
+    """In the worst phase, whether the job loads a checkpoint or is given random weights on the GPU."""
+    worst_reserved_bytes: int
     work: Work
     """What a step computes."""
     layers_traced: int

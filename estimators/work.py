@@ -2,7 +2,9 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, cast, get_args
+
+from estimators.errors import BadInput
 
 Class = Literal[
     "matmul",
@@ -27,6 +29,7 @@ views; calls of modules, of PEFT's and of bitsandbytes' among them; tensors that
 HOST_ONLY: tuple[Class, ...] = ("view", "module", "adapter", "quantized", "saved")
 PHASES = ("forward", "recomputation", "backward", "optimizer")
 """Recomputation is what a backward pass runs forward again."""
+SEPARATOR = ", "
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,8 +65,28 @@ class Work:
 
     def of(self, phase: str | None = None, kind: Class | None = None) -> Load:
         """The sum over phases and classes that are not named."""
+        if phase is not None and kind is not None:
+            return self.loads.get((phase, kind), Load())
         total = Load()
         for (when, what), load in self.loads.items():
             if phase in (None, when) and kind in (None, what):
                 total = total.plus(load)
         return total
+
+    def by_name(self) -> dict[str, Load]:
+        """As it is stored: "forward, matmul" and so on."""
+        return {f"{phase}{SEPARATOR}{kind}": load for (phase, kind), load in self.loads.items()}
+
+
+def work_from_names(table: Mapping[str, Load]) -> Work:
+    """
+    Raises:
+        BadInput: a name is of no phase, or of no class.
+    """
+    loads: dict[tuple[str, Class], Load] = {}
+    for name, load in table.items():
+        phase, _, kind = name.partition(SEPARATOR)
+        if phase not in PHASES or kind not in get_args(Class):
+            raise BadInput(f"no operations are called {name[:60]!a}")
+        loads[phase, cast(Class, kind)] = load
+    return Work(loads=loads)

@@ -61,7 +61,16 @@ def build(recipe: Recipe, config: Config, device: DeviceName) -> Built:
 
 def build_model(recipe: Recipe, config: Config, device: DeviceName) -> Any:
     """The model alone, quantised and with its adapters, as it is handed to a trainer that makes the rest itself."""
-    return row("PEFT", PEFT, recipe.adapter.method)(_base(recipe, config, device), recipe)
+    return adapted(_base(recipe, config, device), recipe)
+
+
+def adapted(model: Any, recipe: Recipe) -> Any:
+    """A model that is there, made ready to be trained: a quantised base prepared, and the adapters added."""
+    if recipe.quantized:
+        prepare: Any = peft.prepare_model_for_kbit_training
+        upcast = recipe.upcasts_kbit
+        model = prepare(model, use_gradient_checkpointing=False) if upcast else model.requires_grad_(False)
+    return row("PEFT", PEFT, recipe.adapter.method)(model, recipe)
 
 
 ATTENTIONS = {"sdpa": None, "eager": None, "flash_attention_2": "flash_attn"}
@@ -102,10 +111,14 @@ def _quantized(model: Any, recipe: Recipe, device: DeviceName) -> Any:
             if is_quantized(name, layer):
                 setattr(module, name, _quantized_layer(layer, recipe, device))
     _materialize(model, device)
+    return mark_quantized(model, recipe)
+
+
+def mark_quantized(model: Any, recipe: Recipe) -> Any:
+    """What transformers says of a model that bitsandbytes quantised."""
     model.is_quantized = False  # what `from_pretrained` sets would forbid changing data types below
     setattr(model, "is_loaded_in_8bit" if recipe.quantization == "int8" else "is_loaded_in_4bit", True)
-    prepare: Any = peft.prepare_model_for_kbit_training
-    return prepare(model, use_gradient_checkpointing=False) if recipe.upcasts_kbit else model.requires_grad_(False)
+    return model
 
 
 def is_quantized(name: str, layer: nn.Module) -> bool:
@@ -132,7 +145,17 @@ def _materialize(model: Any, device: DeviceName) -> None:
         if name.endswith("rotary_emb"):  # its frequencies are computed, not loaded
             with torch.device(device):
                 model.set_submodule(name, type(module)(module.config))
+        elif module._buffers and not type(module).__module__.startswith("bitsandbytes"):
+            _compute_buffers(model, module, device)
     model.tie_weights()
+
+
+def _compute_buffers(model: Any, module: nn.Module, device: DeviceName) -> None:
+    """What no checkpoint holds, like the factor of Gemma's embeddings, the family's own initialisation fills."""
+    for name, buffer in module._buffers.items():
+        if buffer is not None:
+            module._buffers[name] = torch.empty(buffer.shape, dtype=buffer.dtype, device=device)
+    model._init_weights(module)
 
 
 def _four_bit(shape: dict[str, Any], recipe: Recipe) -> tuple[Any, Callable[[Tensor], Any]]:

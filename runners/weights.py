@@ -3,13 +3,12 @@
 from pathlib import Path
 from typing import Any
 
-import peft
 import torch
 import transformers
 
 from estimators.errors import BadInput
 from estimators.recipe import Recipe
-from runners.build import PEFT, build_model
+from runners.build import adapted, build_model
 from runners.job import RANDOM, Job
 from runners.losses import DeviceName
 from runners.tools import DATA_TYPES
@@ -24,12 +23,7 @@ def make_model(job: Job, device: DeviceName) -> Any:
     if job.weights == RANDOM:
         return build_model(job.recipe, job.model_config(), device)
     check_checkpoint(Path(job.weights))
-    model = _load(job, device)
-    if job.recipe.quantized:
-        prepare: Any = peft.prepare_model_for_kbit_training
-        upcast = job.recipe.upcasts_kbit
-        model = prepare(model, use_gradient_checkpointing=False) if upcast else model.requires_grad_(False)
-    return PEFT[job.recipe.adapter.method](model, job.recipe)
+    return adapted(_load(job, device), job.recipe)
 
 
 def check_checkpoint(folder: Path) -> None:

@@ -16,6 +16,10 @@ class Gpu(Protocol):
     asked: str
     """The operator before this one: a value that code asks for is mostly its result."""
 
+    @property
+    def phase(self) -> str:
+        """ "load", then those of a step."""
+
     def born(self, tensor: Tensor) -> Tensor:
         """Reports a tensor that a kernel made."""
 

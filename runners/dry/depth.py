@@ -54,6 +54,22 @@ def repeated(stream: Stream, window: Window, copies: int, slopes: Mapping[int, i
     return _Copier(stream, window, copies, slopes or {}).result()
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Pattern:
+    """What one copy of a passage through the window does, from which the others are made.
+
+    What is born and dies within the passage is dead when the next copy begins, which can use the same keys for it.
+    """
+
+    copy: int
+    events: list[Event]
+    owners: list[int]
+    passed_on: list[int]
+    """The places of events whose tensors outlive the passage, or are older."""
+    left: list[tuple[int, int, str, str]]
+    """Key, owner, term and maker of what it leaves alive."""
+
+
 class _Copier:
     """One repetition at work."""
 
@@ -101,10 +117,52 @@ class _Copier:
 
     def _copy(self, stretches: Stretches) -> None:
         """All copies of one passage through the window, upwards or downwards."""
-        order = range(self.copies + 1)
+        order, pattern, near = range(self.copies + 1), None, self._is_near(stretches)
         for copy in order if self._ascending(stretches) else reversed(order):
+            start = len(self.target.events)
+            if pattern is not None and copy in order[1:-1]:
+                self._again(pattern, copy)
+                continue
             for block, indices in stretches:
                 self._emit(block, indices, copy, copy)
+            if near and copy in order[1:-1]:
+                pattern = self._pattern(start, copy)
+
+    def _is_near(self, stretches: Stretches) -> bool:
+        """Whether a passage frees nothing beyond the neighbouring windows: then all but the outermost copies of it do
+        the same, each to its own neighbours."""
+        events, window = self.stream.events, self.window
+        reach = range(window.start - window.period, window.end + window.period)
+        freed = (events[index].key for _, indices in stretches for index in indices if events[index].kind == "free")
+        return all(self.places[key].block in reach for key in freed)
+
+    def _pattern(self, start: int, copy: int) -> "_Pattern":
+        """The events from `start` on, which one copy has just been given."""
+        target = self.target
+        events = target.events[start:]
+        born = {key for kind, key, _ in events if kind == "allocate"}
+        within = born & {key for kind, key, _ in events if kind == "free"}
+        return _Pattern(
+            copy=copy,
+            events=events,
+            owners=target.owners[start:],
+            passed_on=[place for place, (_, key, _) in enumerate(events) if key not in within],
+            left=[(key, target.owner_of[key], target.terms[key], target.makers[key]) for key in sorted(born - within)],
+        )
+
+    def _again(self, pattern: "_Pattern", copy: int) -> None:
+        """The events of one copy once more, which are those of another."""
+        target, offset = self.target, (copy - pattern.copy) * self.stride
+        more = (copy - pattern.copy) * self.window.period
+        events = pattern.events.copy()
+        for place in pattern.passed_on:
+            kind, key, size_bytes = events[place]
+            events[place] = Event(kind, key + offset, size_bytes)
+        target.events += events
+        target.owners += [owner + more for owner in pattern.owners]
+        for key, owner, term, maker in pattern.left:
+            target.owner_of[key + offset] = owner + more
+            target.terms[key + offset], target.makers[key + offset] = term, maker
 
     def _ascending(self, stretches: Stretches) -> bool:
         """Whether higher blocks come later; for a window of one block its neighbours tell."""

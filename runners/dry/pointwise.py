@@ -35,11 +35,16 @@ def _plain(tensor: object) -> bool:
     return isinstance(tensor, Tensor) and tensor.is_meta and tensor.is_floating_point() and tensor.is_contiguous()
 
 
+def _like(source: Tensor) -> Tensor:
+    """torch.empty_like, which is written in Python for meta."""
+    return torch.empty_strided(source.size(), source.stride(), dtype=source.dtype, device=source.device)
+
+
 def _unary(gpu: Gpu, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     source = args[0]
     if not _plain(source) or any(isinstance(other, complex) for other in args[1:]):
         return NotImplemented
-    return gpu.born(torch.empty_like(source))
+    return gpu.born(_like(source))
 
 
 def _binary(gpu: Gpu, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -55,8 +60,10 @@ def _binary(gpu: Gpu, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         sizes = zip(reversed(left.shape), reversed(right.shape), strict=False)
         if any(ours != theirs and theirs != 1 for ours, theirs in sizes):
             return NotImplemented
-    return gpu.born(torch.empty_like(left))
+    return gpu.born(_like(left))
 
 
 def _in_place(gpu: Gpu, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    return args[0] if args[0].is_meta else NotImplemented
+    """PEFT fills its adapters on the host, and nobody looks at what they start from."""
+    unseen = gpu.phase == "load" and args[0].is_floating_point()
+    return args[0] if args[0].is_meta or unseen else NotImplemented

@@ -5,20 +5,22 @@ import weakref
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import cache, partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as registration
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from estimators.allocator import Event
 from estimators.hardware import Device
 from estimators.memory import cublas_workspace_bytes
 from estimators.units import MIB
+from runners.dry.blocks import block_of
+from runners.dry.known import KNOWN
 from runners.dry.stream import OUTSIDE, Phase, Stream
-from runners.dry.tally import Tally, tallying
+from runners.dry.tally import Tally, tallying, tensors_of
 
 CUBLASLT_BYTES = MIB
 PASSES = ("forward", "evaluation")
@@ -40,16 +42,16 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.keys = 0
         self.handlers: dict[Any, Any] = {}
         self.workspaces: set[tuple[bool, str]] = set()
-        self.operation = self.asked = ""
+        self.operation = self.name = self.asked = ""
         self.places = Places()
         self.tally = Tally()
 
     def __torch_dispatch__(self, operator: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        self.asked, self.operation = self.operation.removeprefix("aten.").split(".")[0], str(operator)
+        name, self.asked = _name(operator), self.name
+        self.name, self.operation = name, str(operator)
         self._look(args)
         result = self._result(operator, args, kwargs)
-        name = operator.__name__.split(".")[0]
         if name in PRODUCTS:
             self._workspace("cublas", cublas_workspace_bytes(self.device) // 2)
         if name == "addmm" and args[0].dim() == 1:  # a bias is added by cuBLASLt, which has a workspace of its own
@@ -66,10 +68,9 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         handler = self.handlers.get(operator)
         result = NotImplemented if handler is None else handler(self, args, kwargs)
         if result is NotImplemented:
-            result = operator(*args, **kwargs)
-            for leaf in tree_leaves(result):
-                if isinstance(leaf, Tensor):
-                    self.born(leaf)
+            result = KNOWN.run(operator, args, kwargs)
+            for tensor in tensors_of((result,)):
+                self.born(tensor)
         return result
 
     def _look(self, args: Any) -> None:
@@ -82,6 +83,9 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 self.places.block = max(owners)
             elif args and isinstance(args[0], (list, tuple)) and any(isinstance(item, Tensor) for item in args[0]):
                 self.places.block = OUTSIDE
+        elif self.phase == "save":
+            owners = [self._owner(item) for item in args if isinstance(item, Tensor)]
+            self.places.block = next((owner for owner in owners if owner != OUTSIDE), self.places.block)
 
     def _share_out(self, results: list[Any], sources: Sequence[Any]) -> None:
         """A list-wise operator makes each of its results from one of its inputs, for whichever block that is of."""
@@ -192,7 +196,13 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 stack.callback(enter.remove)
                 if block is not None:
                     stack.callback(module.register_forward_hook(lambda *_: self._leave(), always_call=True).remove)
+                    stack.callback(module.register_state_dict_pre_hook(partial(self._gather, block)).remove)
+                    stack.callback(module.register_state_dict_post_hook(partial(self._gather, OUTSIDE)).remove)
             yield
+
+    def _gather(self, block: int, *_: object) -> None:
+        """A state dict takes what is in a block, or has it."""
+        self.places.block = block
 
     def _enter(self, module: nn.Module, block: int | None) -> None:
         self.tally.called(module)
@@ -272,23 +282,9 @@ NO_NUMBER = 2**62
 """Above every number of a node; autograd gives the largest integer to those that store gradients."""
 
 
-def block_names(model: nn.Module, depth: int) -> dict[str, int]:
-    """The decoder blocks by their modules' names: the outermost list of `depth` modules."""
-    lists = [
-        name for name, module in model.named_modules() if isinstance(module, nn.ModuleList) and len(module) == depth
-    ]
-    if not lists:
-        return {}
-    outermost = min(lists, key=lambda name: name.count("."))
-    return {f"{outermost}.{index}": index for index in range(depth)}
-
-
-def block_of(name: str, blocks: dict[str, int]) -> int:
-    """The block that a module or tensor of this name belongs to."""
-    parts = name.split(".")
-    return next(
-        (blocks[prefix] for end in range(len(parts), 0, -1) if (prefix := ".".join(parts[:end])) in blocks), OUTSIDE
-    )
+@cache
+def _name(operator: Any) -> str:
+    return str(operator.__name__).split(".")[0]
 
 
 def _dense(tensor: Tensor) -> bool:

@@ -29,6 +29,7 @@ def with_later_steps(stream: Stream, allocator: CachingAllocator) -> Stream:
         _append(result, step)
         calm = calm + 1 if allocator.reserved == reserved else 0
     rest = _part(stream, end, len(stream.events))
+    rest.phases = [(begun - end, phase) for begun, phase in stream.phases if begun >= end]  # the last may be empty
     rest.events = [
         Event(event.kind, event.key + times * stride if event.key in heirs.values() else event.key, event.size_bytes)
         for event in rest.events
@@ -46,26 +47,26 @@ def _last_step(stream: Stream) -> tuple[int, int]:
 
 def _heirs(stream: Stream, start: int, end: int) -> dict[int, int] | None:
     """For each tensor that the step inherits and frees, the one of its own that it leaves for the next step."""
-    own = {event.key: event.size_bytes for event in stream.events[start:end] if event.kind == "allocate"}
-    freed = {event.key for event in stream.events[start:end] if event.kind == "free"}
-    inherited, left = sorted(freed - own.keys()), sorted(own.keys() - freed)
-    sizes = {event.key: event.size_bytes for event in stream.events[:start] if event.kind == "allocate"}
-    if [sizes[key] for key in inherited] != [own[key] for key in left]:
+    step = stream.events[start:end]
+    born = {key for kind, key, _ in step if kind == "allocate"}
+    freed = {key for kind, key, _ in step if kind == "free"}
+    inherited, left = sorted(freed - born), sorted(born - freed)
+    asked = {*inherited, *left}
+    sizes = {key: size for kind, key, size in stream.events[:end] if key in asked and kind == "allocate"}
+    if [sizes[key] for key in inherited] != [sizes[key] for key in left]:
         return None
     return dict(zip(inherited, left, strict=True))
 
 
 def _again(stream: Stream, bounds: tuple[int, int], heirs: dict[int, int], shift: int, stride: int) -> Stream:
-    """The step once more: its own keys shifted, and what it inherits are the heirs of the step before."""
+    """The step once more: what it inherits are the heirs of the step before, and its own heirs are new. All else that
+    it makes is dead by its end, and has the same keys every time."""
     step = _part(stream, *bounds)
-    names = {old: new + shift - stride for old, new in heirs.items()}
-    make = Event._make  # half the time of a call by fields
-    step.events = [make((kind, names.get(key, key + shift), size_bytes)) for kind, key, size_bytes in step.events]
-    for event, (kind, key, _) in zip(step.events, stream.events[bounds[0] : bounds[1]], strict=True):
-        if kind == "allocate":
-            step.owner_of[event.key] = stream.owner_of[key]
-            step.terms[event.key] = stream.terms[key]
-            step.makers[event.key] = stream.makers[key]
+    names = {old: new + shift - stride for old, new in heirs.items()} | {new: new + shift for new in heirs.values()}
+    step.terms = {new + shift: stream.terms[new] for new in heirs.values()}
+    for place, (kind, key, size_bytes) in enumerate(step.events) if names else ():
+        if key in names:
+            step.events[place] = Event(kind, names[key], size_bytes)
     return step
 
 

@@ -14,15 +14,18 @@ from estimators.hardware import Device
 from estimators.models import Config
 from estimators.recipe import Recipe
 from runners import build as building
-from runners.build import Built, build, hollow
+from runners.build import build, hollow
 from runners.dry import pointwise
+from runners.dry.blocks import block_names
 from runners.dry.evaluation import evaluate
 from runners.dry.flash import flash_on_meta
 from runners.dry.kernels import handlers
 from runners.dry.liger import liger_on_meta
+from runners.dry.load import load_to_train
 from runners.dry.loop import Loop
-from runners.dry.recorder import Recorder, block_names
+from runners.dry.recorder import Recorder
 from runners.dry.replacing import only_errors, replaced
+from runners.dry.saving import save
 from runners.dry.shims import cuda_on_meta, quantized_on_meta
 from runners.dry.stream import Stream
 
@@ -40,13 +43,30 @@ def record(recipe: Recipe, config: Config, device: Device, depth: int) -> Stream
         BadInput: the recipe names what its tools do not have.
         CannotTrace: an operation cannot run on the meta device.
     """
+    return _recorded(_run, recipe, config, device, depth)
+
+
+def record_load(recipe: Recipe, config: Config, device: Device, depth: int) -> Stream:
+    """The same of loading a checkpoint alone, which takes its time before those steps.
+
+    Raises:
+        BadInput, CannotTrace: as above.
+    """
+    return _recorded(_load, recipe, config, device, depth)
+
+
+def _recorded(run: Callable[..., None], recipe: Recipe, config: Config, device: Device, depth: int) -> Stream:
     recorder = Recorder(device, padded=recipe.padded)
+    _forget()
+    recorder.begin("load")
     try:
-        _run(recorder, recipe, config, depth)
+        with quiet(), liger_on_meta(recipe, config, device), flash_on_meta(recipe, config, device), recorder:
+            run(recorder, recipe, config, depth)
     except PlanError:
         raise
     except Exception as error:
         raise CannotTrace(_why(recorder, config, error)) from error
+    _forget()
     recorder.stream.close_gaps()
     recorder.stream.label()
     recorder.stream.work = recorder.tally.work()
@@ -61,37 +81,42 @@ def _why(recorder: Recorder, config: Config, error: Exception) -> str:
 
 
 def _run(recorder: Recorder, recipe: Recipe, config: Config, depth: int) -> None:
-    _forget()
-    recorder.begin("load")
-    device = recorder.device
-    with quiet(), liger_on_meta(recipe, config, device), flash_on_meta(recipe, config, device), recorder:
-        recorder.calibrate()
-        built = _build(recorder, recipe, config)
-        blocks = block_names(built.model, depth)
-        recorder.loaded(built.model, blocks)
-        with cuda_on_meta(recorder.device), recorder.watching(built.model, blocks):
-            loop = Loop(recipe, built, built.make_optimizer())
-            for step in range(STEPS):
-                if step == STEPS - 1:
-                    recorder.tally.start(recipe.gradient_accumulation)
-                loop.step(lambda phase: recorder.begin(phase, built.parameters))
-            recorder.finished()
-            if recipe.evaluation_batch:
-                recorder.begin("evaluation", built.parameters)
-                loop.finish()
-                evaluate(recipe, built)
-            recorder.stream.ended = True
-    _forget()
+    recorder.calibrate()
+    with _building(recorder, recipe):
+        built = build(recipe, config, "meta")
+    recorder.handlers |= handlers()
+    blocks = block_names(built.model, depth)
+    recorder.loaded(built.model, blocks)
+    with cuda_on_meta(recorder.device), recorder.watching(built.model, blocks):
+        loop = Loop(recipe, built, built.make_optimizer())
+        for step in range(STEPS):
+            if step == STEPS - 1:
+                recorder.tally.start(recipe.gradient_accumulation)
+            loop.step(lambda phase: recorder.begin(phase, built.parameters))
+        recorder.finished()
+        recorder.begin("evaluation" if recipe.evaluation_batch else "save", built.parameters)
+        loop.finish()
+        if recipe.evaluation_batch:
+            evaluate(recipe, built)
+            recorder.begin("save", built.parameters)
+        save(built.model)
+        recorder.stream.ended = True
 
 
-def _build(recorder: Recorder, recipe: Recipe, config: Config) -> Built:
-    """The job on the meta device; the operators of libraries that are imported for it are known from then on."""
+def _load(recorder: Recorder, recipe: Recipe, config: Config, depth: int) -> None:
+    with _building(recorder, recipe):
+        model = load_to_train(recipe, config)
+    recorder.loaded(model, block_names(model, depth))
+    recorder.stream.ended = True
+
+
+@contextmanager
+def _building(recorder: Recorder, recipe: Recipe) -> Iterator[None]:
+    """A model is made; operators of libraries that are imported for it are not known before."""
     recorder.handlers = pointwise.handlers() | handlers()
     skeleton = replaced(building, "hollow", lambda: _hollow(recorder, hollow))
     with recorder.places.registering(recorder.stream), quantized_on_meta(recipe), skeleton:
-        built = build(recipe, config, "meta")
-    recorder.handlers |= handlers()
-    return built
+        yield
 
 
 def _forget() -> None:

@@ -1,13 +1,12 @@
 """Counts what the operators of a step do: flops, bytes and launches by class."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
 from torch import Tensor, nn
 from torch.utils import checkpoint
-from torch.utils._pytree import tree_leaves
 
 from estimators.work import HOST_ONLY, Class, Load, Work
 from runners.dry.replacing import LAUNCHED, replaced
@@ -62,8 +61,7 @@ class Tally:
         """One operator ran."""
         if not self.weight or name in UNMADE or name in UNSEEN:
             return
-        inputs = [item for item in tree_leaves(args) if isinstance(item, Tensor)]
-        outputs = [item for item in tree_leaves(result) if isinstance(item, Tensor)]
+        inputs, outputs = tensors_of(args), tensors_of((result,))
         kind = self._class(name, inputs, outputs)
         size_bytes = 0 if kind in HOST_ONLY else sum(item.nbytes for item in (*inputs, *outputs))
         if kind == "nf4":  # what is moved before the product: two weights a byte, written out in 16 bits
@@ -109,6 +107,17 @@ class Tally:
 
     def work(self) -> Work:
         return Work(loads=dict(self.loads))
+
+
+def tensors_of(items: Iterable[Any]) -> list[Tensor]:
+    """Those among arguments or results, and in lists of them."""
+    found = []
+    for item in items:
+        if isinstance(item, Tensor):
+            found.append(item)
+        elif isinstance(item, (list, tuple)):
+            found += tensors_of(item)
+    return found
 
 
 def attended(query: Tensor, key: Tensor, *, masked: bool, backward: bool = False, sequences: int = 1) -> None:

@@ -5,21 +5,22 @@ model is traced whole.
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
-from estimators.allocator import CachingAllocator, Event, begin
+from estimators.allocator import CachingAllocator, Event, begin, rounded
 from estimators.errors import BadInput
 from estimators.hardware import Device
 from estimators.model import ModelSpec
 from estimators.models import Config, build
 from estimators.recipe import Recipe
-from estimators.traced import EVALUATION, Traced
+from estimators.traced import EVALUATION, SAVE, Traced
 from runners.dry.ddp import with_buckets
 from runners.dry.depth import NotLinearError, repeated, slopes_between
 from runners.dry.shallow import Depths, depths_of, shallow
 from runners.dry.steady import with_later_steps
-from runners.dry.steps import CannotTrace, quiet, record
+from runners.dry.steps import CannotTrace, quiet, record, record_load
 from runners.dry.stream import OUTSIDE, Phase, Stream
 
 __all__ = ["CannotTrace", "Trace", "dry_run"]
@@ -30,7 +31,10 @@ PHASE_WORDS: dict[Phase, str] = {
     "backward": "backward pass",
     "optimizer": "optimizer step",
     "evaluation": EVALUATION,
+    "save": SAVE,
 }
+AFTERWARDS: tuple[Phase, ...] = ("evaluation", "save")
+"""What follows the last step, and is no part of training's peaks."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,30 +64,37 @@ def dry_run(recipe: Recipe, config: Config, device: Device) -> Trace:
     model = build(config)
     with quiet():  # the collector would look through torch's modules again and again for a deep model's events
         stream, layers = stream_of(recipe, model, config, device)
+        loading, _ = stream_of(recipe, model, config, device, record_load)
         if recipe.parallelism.kind == "ddp":
             stream = with_buckets(stream, recipe.buckets)
-        return _summary(stream, layers, recipe.expandable_segments, started)
+        return _summary(stream, loading, layers, recipe.expandable_segments, started)
 
 
-def stream_of(recipe: Recipe, model: ModelSpec, config: Config, device: Device) -> tuple[Stream, int]:
+Record = Callable[[Recipe, Config, Device, int], Stream]
+"""Runs a model of so many blocks."""
+
+
+def stream_of(
+    recipe: Recipe, model: ModelSpec, config: Config, device: Device, run: Record = record
+) -> tuple[Stream, int]:
     """Everything the job asks of the allocator, and how many blocks were run to find out."""
     depths = depths_of(model, config)
     if depths is not None:
         try:
-            return _extended(recipe, config, device, depths), depths.depth
+            return _extended(recipe, config, device, depths, run), depths.depth
         except NotLinearError:
             pass
-    return record(recipe, config, device, len(model.layers)), len(model.layers)
+    return run(recipe, config, device, len(model.layers)), len(model.layers)
 
 
-def _extended(recipe: Recipe, config: Config, device: Device, depths: Depths) -> Stream:
+def _extended(recipe: Recipe, config: Config, device: Device, depths: Depths, run: Record) -> Stream:
     """The stream of a deep model, from two shallow ones.
 
     Raises:
         NotLinearError: they do not differ by one window of blocks.
     """
-    deeper = record(recipe, shallow(config, depths.depth), device, depths.depth)
-    shallower = record(recipe, shallow(config, depths.check), device, depths.check)
+    deeper = run(recipe, shallow(config, depths.depth), device, depths.depth)
+    shallower = run(recipe, shallow(config, depths.check), device, depths.check)
     slopes = slopes_between(deeper, shallower, depths.window)
     extended = repeated(deeper, depths.window, depths.copies, slopes)
     extended.work = deeper.work.plus(deeper.work.plus(shallower.work, -1), depths.copies)
@@ -95,32 +106,37 @@ class _Peaks:
 
     def __init__(self) -> None:
         self.phases: dict[str, int] = {}
-        self.allocated = self.at = self.reserved = self.loaded = 0
+        self.allocated = self.at = self.reserved = self.loaded = self.worst = 0
 
     def follow(self, allocator: CachingAllocator, stream: Stream, start: int, end: int, phase: Phase) -> None:
-        allocator.peak_reserved = allocator.reserved
-        highest, highest_at = _run(allocator, stream.events, start, end)
+        _run(allocator, stream.events, start, end)
+        highest = allocator.peak_allocated
         words = PHASE_WORDS[phase]
         self.phases[words] = max(self.phases.get(words, 0), allocator.peak_reserved)
+        self.worst = max(self.worst, highest)
         if phase == "load":
             self.loaded = allocator.allocated
-        elif phase != "evaluation":
+        elif phase not in AFTERWARDS:
             self.reserved = max(self.reserved, allocator.peak_reserved)
             if highest > self.allocated:
-                self.allocated, self.at = highest, highest_at
+                self.allocated, self.at = highest, allocator.peak_at
 
 
-def _summary(stream: Stream, layers: int, expandable: bool, started: float) -> Trace:
+def _summary(stream: Stream, loading: Stream, layers: int, expandable: bool, started: float) -> Trace:
     """Replay a stream and its later steps: the peaks, what was alive at the highest, and the peak of each phase."""
     allocator, peaks = begin((), expandable, 0), _Peaks()
     for start, end, phase in stream.bounds():
-        if phase != "evaluation":
+        if phase not in AFTERWARDS:
             peaks.follow(allocator, stream, start, end, phase)
+    terms = _terms(stream, peaks.at, allocator.larger)
     whole = with_later_steps(stream, allocator)
     peaks.reserved = max(peaks.reserved, allocator.peak_reserved)
     for start, end, phase in whole.bounds():
-        if phase == "evaluation":
+        if phase in AFTERWARDS:
             peaks.follow(allocator, whole, start, end, phase)
+    checkpoint = _Peaks()
+    checkpoint.follow(begin((), expandable, 0), loading, 0, len(loading.events), "load")
+    either = max(peaks.reserved, *peaks.phases.values(), *checkpoint.phases.values())
     return Trace(
         events=tuple(whole.events),
         starts=tuple(whole.phases),
@@ -128,30 +144,25 @@ def _summary(stream: Stream, layers: int, expandable: bool, started: float) -> T
         peak_allocated_bytes=peaks.allocated,
         peak_reserved_bytes=peaks.reserved,
         peak_moment=_moment(stream, peaks.at),
-        terms=_terms(stream, peaks.at, expandable),
-        phases=peaks.phases,
+        terms=terms,
+        worst_allocated_bytes=max(peaks.worst, checkpoint.worst),
+        worst_reserved_bytes=either,
+        phases=peaks.phases | checkpoint.phases,
         work=stream.work,
         layers_traced=layers,
         seconds=time.perf_counter() - started,
     )
 
 
-def _run(allocator: CachingAllocator, events: Sequence[Event], start: int, end: int) -> tuple[int, int]:
-    """Go through a phase; returns the most that was allocated, and the index of the event that did it."""
-    peak, peak_at = 0, start
-    for index in range(start, end):
-        kind, key, size_bytes = events[index]
-        if kind == "allocate":
-            allocator.attempt(key, size_bytes)
-            if allocator.allocated > peak:
-                peak, peak_at = allocator.allocated, index
-        elif kind == "free":
-            allocator.free(key)
-        elif kind == "empty_cache":
+def _run(allocator: CachingAllocator, events: Sequence[Event], start: int, end: int) -> None:
+    """Go through a phase, whose peaks are to be found alone."""
+    allocator.peak_allocated, allocator.peak_at, allocator.peak_reserved = 0, start, allocator.reserved
+    while (start := allocator.follow(events, start, end)) < end:
+        if events[start].kind == "empty_cache":
             allocator.empty_cache()
         else:
             allocator.addresses.begin_steps()
-    return peak, peak_at
+        start += 1
 
 
 def _moment(stream: Stream, index: int) -> str:
@@ -162,11 +173,16 @@ def _moment(stream: Stream, index: int) -> str:
     return f"{PHASE_WORDS[phase]}{place}, {stream.makers[stream.events[index].key]}"
 
 
-def _terms(stream: Stream, index: int, expandable: bool) -> dict[str, int]:
+def _terms(stream: Stream, index: int, larger: Mapping[int, int]) -> dict[str, int]:
     """Bytes of every block in use after an event, by what its tensor is for."""
-    allocator = begin(stream.events, expandable, index + 1)
+    alive: dict[int, int] = {}
+    for place, (kind, key, _) in enumerate(islice(stream.events, index + 1)):
+        if kind == "allocate":
+            alive[key] = place
+        elif kind == "free":
+            del alive[key]
     terms: dict[str, int] = {}
-    for key, block in allocator.live.items():
-        term = stream.terms[key]
-        terms[term] = terms.get(term, 0) + (block.size if block is not None else 0)
+    for key, place in alive.items():
+        term, size_bytes = stream.terms[key], stream.events[place].size_bytes
+        terms[term] = terms.get(term, 0) + (larger.get(place) or rounded(size_bytes))
     return terms

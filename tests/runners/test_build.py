@@ -128,3 +128,16 @@ def test_what_transformers_quantises_is_quantised() -> None:
     assert building.is_quantized("q_proj", nn.Linear(4, 12))
     assert not building.is_quantized("lm_head", nn.Linear(4, 12))
     assert not building.is_quantized("dense", FalconLinear(4, 12))
+
+
+def test_what_no_checkpoint_holds_is_there_in_a_quantised_model() -> None:
+    """Gemma multiplies its embeddings by a buffer that is computed, and a skeleton computes nothing."""
+    fields = dict(load_config("gemma-2-2b").fields) | {"num_hidden_layers": 2, "vocab_size": 64, "hidden_size": 64}
+    fields |= {"layer_types": list(fields.get("layer_types") or [])[:2]} if "layer_types" in fields else {}
+    config = Config(name="gemma", source="gemma", fields=fields)
+    recipe = Recipe(model="gemma", adapter=LORA, quantization="nf4", attention="eager")
+    model = building.build_model(recipe, config, "cpu")
+    tensors = [*model.named_parameters(), *model.named_buffers()]
+    assert not [name for name, tensor in tensors if tensor.device.type == "meta"]
+    scale = next(tensor for name, tensor in tensors if name.endswith("embed_scale"))
+    assert scale.item() == 8.0  # the root of the width

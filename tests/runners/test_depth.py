@@ -104,6 +104,25 @@ def test_copies_have_keys_of_their_own_and_are_freed_in_their_own_blocks() -> No
     assert repeated(deeper, window, 0).events == deeper.events
 
 
+def test_what_dies_within_a_copy_is_dead_when_the_next_one_uses_its_key() -> None:
+    """Each block keeps a tensor and works with another that dies before the next block."""
+    deeper = Stream(phases=[(0, "forward")])
+    for block in range(5):
+        deeper.allocate(2 * block + 1, 8, block, "kept")
+        deeper.allocate(2 * block + 2, 4, block, "work")
+        deeper.free(2 * block + 2, block)
+    deeper.label()
+    extended, alive = repeated(deeper, Window(start=2, period=1), 6), dict[int, int]()
+    for event in extended.events:
+        if event.kind == "allocate":
+            assert event.key not in alive
+            alive[event.key] = event.size_bytes
+        else:
+            assert alive.pop(event.key) == 4
+    assert list(alive.values()) == [8] * 11
+    assert [extended.owner_of[key] for key in alive] == list(range(11))
+
+
 def test_what_grows_otherwise_than_by_a_window_is_not_linear() -> None:
     window = Window(start=2, period=1)
     five, four = stream([(block, 8) for block in range(5)]), stream([(block, 8) for block in range(4)])

@@ -79,7 +79,7 @@ def rows(steps: Iterable[Step], left_out: set[int], twins: set[int]) -> list[Row
         if kind == "f":
             freed.append((TWIN if size in twins else places.get(key, -1), size))
             continue
-        places[key] = len(places)
+        places[key] = len(found)
         found.append((tuple(sorted(freed)), size))
         freed = []
     return found

@@ -8,6 +8,7 @@ pytest.importorskip("peft", reason="peft is not installed")
 pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed")
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import torch
 
@@ -15,7 +16,7 @@ from estimators.catalogue import find_device
 from estimators.models import build, load_config
 from estimators.recipe import Adapter, Recipe
 from estimators.work import Load, Work
-from runners.dry import pointwise
+from runners.dry import pointwise, recorder
 from runners.dry.depth import same
 from runners.dry.replacing import Launch
 from runners.dry.shallow import shallow
@@ -112,6 +113,20 @@ def test_the_shortcuts_for_elementwise_operators_change_nothing(monkeypatch: pyt
     short = record(recipe, config, H200, 2)
     monkeypatch.setattr(pointwise, "handlers", dict)
     assert same(short, record(recipe, config, H200, 2))
+
+
+@pytest.mark.parametrize("changes", ({"quantization": "nf4"}, {"quantization": "int8", "padded": True}))
+def test_results_known_by_their_shapes_are_those_of_the_operators(
+    monkeypatch: pytest.MonkeyPatch, changes: dict[str, object]
+) -> None:
+    config, recipe = shallow(CONFIG, 2), replace(LORA, **changes)  # type: ignore[arg-type]
+    known, again = record(recipe, config, H200, 2), record(recipe, config, H200, 2)
+    monkeypatch.setattr(
+        recorder, "KNOWN", SimpleNamespace(run=lambda operator, args, kwargs: operator(*args, **kwargs))
+    )
+    plain = record(recipe, config, H200, 2)
+    assert same(known, plain) and same(again, plain)
+    assert known.work.loads == plain.work.loads
 
 
 def test_loads_add_up() -> None:
