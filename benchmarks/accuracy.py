@@ -27,12 +27,15 @@ from benchmarks.figures import (
     Comparison,
     capped_rows,
     cluster_for,
+    cluster_of,
     found,
     in_words,
     written,
 )
+from benchmarks.predicted import section as predicted_section
 from benchmarks.published import section as published_section
 from estimators.document import from_document
+from estimators.hardware import Cluster
 from estimators.measurement import Measurement, measurements
 from estimators.models import load_model
 from estimators.price import Interval, Price
@@ -96,12 +99,12 @@ class CappedRun:
 
 
 def rows_of(name: str) -> list[Row]:
-    return [Row(run, price_of(run.recipe, run.gpu), found(name, run.name)) for run in measurements(name)]
+    return [Row(run, _price(run.recipe, cluster_of(run)), found(name, run.name)) for run in measurements(name)]
 
 
-def price_of(recipe: Recipe, gpu: str) -> Price:
+def _price(recipe: Recipe, cluster: Cluster) -> Price:
     """By formula."""
-    return price(load_model(recipe.model), recipe, cluster_for(gpu, recipe.parallelism.devices))
+    return price(load_model(recipe.model), recipe, cluster)
 
 
 def verdicts_of(name: str) -> list[CappedRun]:
@@ -111,7 +114,7 @@ def verdicts_of(name: str) -> list[CappedRun]:
 
 
 def _capped(row: dict[str, Any], figures: dict[str, Any]) -> CappedRun:
-    reserved = price_of(from_document(row["recipe"]), CAPPED_ON).peak_reserved
+    reserved = _price(from_document(row["recipe"]), cluster_for(CAPPED_ON, 1)).peak_reserved
     return CappedRun(
         name=row["name"],
         cap_bytes=row["cap_bytes"],
@@ -217,7 +220,7 @@ def document() -> str:
     for name, title in FILES.items():
         rows = rows_of(name)
         lines += ["", f"## {title} ({name})", "", *summary(rows), "", *table(rows)]
-    lines += [*capped_section(), *published_section(), *untraced()]
+    lines += [*predicted_section(), *capped_section(), *published_section(), *untraced()]
     return "\n".join(lines) + "\n"
 
 

@@ -17,7 +17,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.figures import CAPPED, CAPPED_ON, FILES, MEMORY, PATH, as_figures, capped_rows, cluster_for
+from benchmarks.figures import CAPPED, CAPPED_ON, FILES, MEMORY, PATH, as_figures, capped_rows, cluster_for, cluster_of
 from benchmarks.published import published
 from estimators.catalogue import find_device
 from estimators.document import from_document
@@ -49,7 +49,7 @@ def figures(recipe: Recipe, cluster: Cluster) -> Figures:
 
 
 def figures_of(run: Measurement) -> Figures:
-    return figures(run.recipe, cluster_for(run.gpu, run.recipe.parallelism.devices))
+    return figures(run.recipe, cluster_of(run))
 
 
 def verdicts(row: dict[str, Any]) -> Figures:

@@ -11,6 +11,7 @@ from typing import Any
 import profiles
 from estimators.catalogue import find_device
 from estimators.hardware import Cluster, Host
+from estimators.measurement import Measurement
 from estimators.price import Interval, Price
 from planner.cluster import hypothetical_cluster
 
@@ -19,6 +20,8 @@ FILES = {
     "h200_single": "31 runs on one H200, predicted before they were run; three laws were mended after them",
     "h200_extra": "14 short runs on one H200 whose allocator was recorded, that loaded a checkpoint or evaluated",
     "h200_two": "9 runs under DeepSpeed, FSDP2 and DDP, whose laws were mended after them",
+    "h200_two_predicted": "8 runs of `plan measure` on a machine with two H200, predicted before they were run",
+    "h200_blind": "12 runs on the H200 whose profile is shipped, predicted before; a thirteenth could not be built",
     "h100_single": "9 runs on an H100, a card that nothing was fitted on, predicted before they were run",
     "h200_held_out": "24 runs on one H200 that nobody who wrote the laws had seen",
 }
@@ -34,9 +37,15 @@ MEMORY = ("peak_allocated", "peak_reserved", "process")
 """Fields of a Price that a dry run finds; the file names them with `_bytes`."""
 
 
-def cluster_for(gpu: str, devices: int) -> Cluster:
+def cluster_for(gpu: str, devices: int, cpu_cores: int | None = None) -> Cluster:
     """One node of equal cards."""
-    return hypothetical_cluster([find_device(gpu)] * devices, 1, Host(memory_bytes=1 << 40), None)
+    host = Host(memory_bytes=1 << 40, cpu_cores=cpu_cores)
+    return hypothetical_cluster([find_device(gpu)] * devices, 1, host, None)
+
+
+def cluster_of(run: Measurement) -> Cluster:
+    """What a measured run ran on."""
+    return cluster_for(run.gpu, run.recipe.parallelism.devices, run.cpu_cores)
 
 
 @cache

@@ -1,13 +1,13 @@
 """Holds recalibration against measured runs that it was not shown, and prints what it gains or costs.
 
-    python benchmarks/recalibration.py
+    python benchmarks/recalibration.py             # steps by formula: no GPU and no torch are needed
+    python benchmarks/recalibration.py --traced    # steps by dry run: torch and the `train` extra are, and a minute
 
 Some runs of one machine are drawn, its calibration is fitted on them, and the steps of all its other runs are estimated
 with it: DRAWS times for each number of runs, the seed fixed. "H200" and "H100" are cards that the default calibration
 was made on or close to, so there is next to nothing to be gained: what must not happen there is harm. The H200's runs
 come from several hosts. The two slower machines are the H200's runs with the time that another host or another power
 limit would have taken added to each. "A100" are the published steps of one source, on a card that was not measured.
-No GPU and no torch are needed.
 """
 
 import json
@@ -26,14 +26,17 @@ import profiles
 from estimators.calibration import DEFAULT, Calibration
 from estimators.catalogue import find_device
 from estimators.document import from_document
+from estimators.errors import PlanError
 from estimators.fingerprint import Machine
 from estimators.hardware import Cluster, Host
 from estimators.knobs import turned
 from estimators.measurement import measurements
 from estimators.outcome import Outcome
-from estimators.recalibration import formula, recalibrate
+from estimators.price import exactly
+from estimators.recalibration import recalibrate
 from estimators.recipe import Recipe
-from estimators.record import Entry, Measured
+from estimators.record import Entry, Measured, Prediction
+from estimators.remembered import DRY_RUN, formula, traced, was_traced
 from planner.cluster import hypothetical_cluster
 
 DRAWS, SEED = 40, 20261122
@@ -88,19 +91,41 @@ def slower(entries: Sequence[Entry], factors: dict[str, float]) -> list[Entry]:
     """The same runs on a machine that takes so many times as long, by cause."""
     cluster = cluster_of(entries)
     rates = turned(DEFAULT.rates, cluster.gpus[0].device, factors)
-    estimate, found = formula(cluster), []
+    estimate, found = traced(cluster) if was_traced(entries[0]) else formula(cluster), []
     for one in entries:
-        more = estimate(one.recipe, Calibration(rates=rates)) / estimate(one.recipe, DEFAULT)
+        more = estimate(one, Calibration(rates=rates)) / estimate(one, DEFAULT)
         assert one.measured.step_seconds
         found.append(replace(one, measured=replace(one.measured, step_seconds=one.measured.step_seconds * more)))
     return found
 
 
+def with_work(entries: Sequence[Entry]) -> list[Entry]:
+    """The runs that a dry run can trace, as the store would have them after it."""
+    from benchmarks.fit_rates import work_of
+
+    found = []
+    for one in entries:
+        try:
+            work = work_of(one.recipe, one.gpu)
+        except PlanError as error:
+            print(f"{one.job}: {error}", file=sys.stderr)
+            continue
+        nothing = exactly(0.0)
+        said = Prediction(
+            evidence=DRY_RUN, peak_allocated=nothing, peak_reserved=nothing, process=nothing, host=nothing,
+            step_seconds=nothing, tokens_per_second=nothing, terms={}, phases={}, seconds={}, work=work.by_name(),
+        )  # fmt: skip
+        found.append(replace(one, prediction=said))
+    return found
+
+
 def judged(entries: Sequence[Entry], cluster: Cluster, calibration: Calibration) -> Judgement:
-    estimate = formula(cluster)
+    by_dry_run = was_traced(entries[0])
+    estimate = traced(cluster) if by_dry_run else formula(cluster)
     seen = cluster.gpus[0].device.name in calibration.seen_devices
-    bars = calibration.error_bars.step_seconds if seen else calibration.error_bars.unseen_step_seconds
-    ratios = [(one.measured.step_seconds or 0.0) / estimate(one.recipe, calibration) for one in entries]
+    name = f"{'' if seen else 'unseen_'}{'traced_' if by_dry_run else ''}step_seconds"
+    bars = getattr(calibration.error_bars, name)
+    ratios = [(one.measured.step_seconds or 0.0) / estimate(one, calibration) for one in entries]
     errors = [abs(1 / ratio - 1) for ratio in ratios]
     held = statistics.fmean(bars[0] <= ratio <= bars[1] for ratio in ratios)
     return Judgement(
@@ -130,20 +155,21 @@ def average(judgements: Sequence[Judgement]) -> Judgement:
     )
 
 
-def machines() -> dict[str, list[Entry]]:
-    h200 = entries_of(*H200)
+def machines(by_dry_run: bool = False) -> dict[str, list[Entry]]:
+    known = with_work if by_dry_run else list
+    h200 = known(entries_of(*H200))
     return {
         "H200": h200,
-        "H100": entries_of("h100_single"),
+        "H100": known(entries_of("h100_single")),
         "H200 on an older host": slower(h200, OLD_HOST),
         "H200 under a power limit": slower(h200, POWER_LIMIT),
-        "A100, published": published("LLaMA-Factory wiki long-sequence QLoRA"),
+        "A100, published": known(published("LLaMA-Factory wiki long-sequence QLoRA")),
     }
 
 
-def table() -> list[str]:
+def table(by_dry_run: bool = False) -> list[str]:
     lines = ["| machine | runs | median error | mean error | inside the bars | bars |", "|-|-|-|-|-|-|"]
-    for name, entries in machines().items():
+    for name, entries in machines(by_dry_run).items():
         for runs in RUNS:
             if runs > len(entries) - 3:
                 continue
@@ -163,4 +189,4 @@ def table() -> list[str]:
 
 
 if __name__ == "__main__":
-    print("\n".join(table()))
+    print("\n".join(table("--traced" in sys.argv[1:])))

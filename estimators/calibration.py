@@ -23,9 +23,23 @@ class Efficiency:
 
 HOPPER = Efficiency(matmul=0.635, attention=0.46, memory=0.585)
 """cuBLAS on the shapes of a step, under a power cap: 8192³ alone reaches 0.80 on an H200. Measured on H200 and H100."""
-ELSEWHERE = Efficiency(matmul=0.75, attention=0.60, memory=0.75)
-"""Cards with less of everything are kept busier. From 20 published rows on A100 and RTX 4090 (LLaMA-Factory, Qwen,
-torchtune), which it meets within 15 % in the median; not measured by us."""
+ELSEWHERE = Efficiency(matmul=0.65, attention=0.70, memory=0.95)
+"""Not measured by us, and one set for all: matrix products reach what they reach on Hopper; FlashAttention 2 reaches up
+to 73 % of an A100's peak (arXiv 2307.08691); slower memory behind a cache of 40 to 96 MB, which holds much of what one
+elementwise kernel leaves to the next, is kept busier. Chosen among such values by the published rows on A100 and L40S
+(benchmarks/published.py prints what a fit without each source makes of it)."""
+
+
+PEER_LINK_EFFICIENCY = 0.70
+"""What collectives reach of a link that was not measured."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MeasuredLink:
+    """A link between GPUs, by its data sheet, and what was measured of it."""
+
+    bytes_per_second: float
+    efficiency: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,7 +72,9 @@ class Rates:
     bitsandbytes_update_flops: float = 2030.0
     """Float32 operations' worth of time for one parameter in bitsandbytes' optimizer kernels."""
     host_link_efficiency: float = 0.80
-    peer_link_efficiency: float = 0.70
+    peer_link_efficiency: float = PEER_LINK_EFFICIENCY
+    measured_link: MeasuredLink | None = None
+    """The one link that peer_link_efficiency is of, where a device profile says so; None: any."""
     cpu_adam_seconds_per_parameter: float = 0.28e-9
     """DeepSpeed's CPUAdam and the casts around it on all cores of a server, bound by host memory."""
     cpu_thread_adam_seconds_per_parameter: float = 2.4e-9
@@ -67,8 +83,11 @@ class Rates:
     """DeepSpeed's Python for one trained tensor in a backward pass: into the bucket, reduced, its part kept."""
     module_hook_seconds: float = 0.34e-3
     """ZeRO-3's Python around one call of one module: fetch, prefetch and release, also of modules without weights."""
-    unit_hook_seconds: float = 1.4e-3
+    unit_hook_seconds: float = 0.5e-3
     """FSDP 2's Python around one pass of one unit: gather, copy out, reshard, reduce."""
+    shared_host: float = 1.15
+    """How many times as long a host takes to issue where several ranks share it, and the slowest of them counts: one
+    job took 116 ms alone and 142 ms as one of two, part of which are DDP's own hooks. Hooks were measured with it."""
     dtensor_seconds: float = 0.17e-3
     """Dispatch of one trained DTensor in clipping and optimizer step."""
     nvme_bytes_per_second: float = 3.0e9
@@ -97,7 +116,7 @@ class ErrorBars:
     allocated: tuple[float, float] = (0.98, 1.025)
     reserved: tuple[float, float] = (0.942, 1.10)
     traced_allocated: tuple[float, float] = (0.997, 1.003)
-    """Of a dry run: 111 runs on one GPU, 24 of them held out, are within 0.1 %, and what they reserve, 106 of them,
+    """Of a dry run: 123 runs on one GPU, 36 of them held out, are within 0.1 %, and what they reserve, 117 of them,
     within 1.25 %."""
     traced_reserved: tuple[float, float] = (0.9875, 1.0125)
     unseen_traced: tuple[float, float] = (0.97, 1.03)
@@ -106,7 +125,7 @@ class ErrorBars:
     unseen_step_seconds: tuple[float, float] = (0.45, 1.55)
     """On a card, and so on a host, that was not measured: published steps of small batches took half as long."""
     traced_step_seconds: tuple[float, float] = (0.76, 1.30)
-    """Of a dry run: 120 of 125 runs, the constants being fitted to 64 of them. Most of it is what hosts differ by."""
+    """Of a dry run: 138 of 145 runs, the constants being fitted to 64 of them. Most of it is what hosts differ by."""
     unseen_traced_step_seconds: tuple[float, float] = (0.45, 1.55)
     """The formula's: what is not known is the host."""
     host: tuple[float, float] = (0.85, 1.20)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 
 from estimators.calibration import DEFAULT, Calibration, ErrorBars, Rates
 from estimators.hardware import Device
-from estimators.knobs import KNOBS, LEAST, MOST, bounded, figure_of, turned
+from estimators.knobs import KNOBS, LEAST, MOST, Knob, bounded, figure_of, traced_figure_of, turned
 from estimators.regression import HEAVIEST, dot, shrunk, student
 
 Bars = tuple[float, float]
@@ -35,6 +35,24 @@ CERTAINTY, LEAST_DOUBT = 0.975, 0.05
 """How sure it must be, one-sided, that a fit is better than none; and the least doubt about one run's gain."""
 PRIOR_RUNS = 4
 """So many kinds of runs must agree before they weigh as much as the error bar that was there before them."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Estimator:
+    """What is fitted."""
+
+    noise: float
+    """As NOISE."""
+    bar: str = ""
+    """Before the names of its error bars."""
+    words: str = ""
+    """Before what changed."""
+    figure: Callable[[Knob, Rates, Device], float]
+
+
+FORMULA = Estimator(noise=NOISE, figure=figure_of)
+DRY_RUNS = Estimator(noise=0.09, bar="traced_", words="dry run's ", figure=traced_figure_of)
+"""Half of the H200's runs that its rates were not fitted to are nearer than 8 %."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,6 +89,8 @@ class Fit:
     kinds: int
     factors: dict[str, float] = field(default_factory=dict, hash=False)
     """Seconds by knob, against the calibration before; none where the runs tell nothing."""
+    traced_factors: dict[str, float] = field(default_factory=dict, hash=False)
+    """The same of what a dry run's steps are made of."""
     outside_bytes: int = 0
     """To be added to what a process takes beside torch's allocator."""
     residuals: tuple[float, ...] = ()
@@ -89,26 +109,26 @@ class _Slopes:
     row: tuple[float, ...]
 
 
-def fit_steps(samples: Sequence[Sample], device: Device, before: Calibration = DEFAULT) -> Fit:
+def fit_steps(samples: Sequence[Sample], device: Device, before: Calibration = DEFAULT, of: Estimator = FORMULA) -> Fit:
     """The calibration of a machine with that kind of GPU after these runs; without any, the one before."""
     believed, left_out = _believed(samples, before.rates)
     kinds = _one_of_each(believed, before.rates)
     if not kinds:
         return Fit(calibration=before, runs=0, kinds=0, left_out=left_out)
     seen = device.name in before.seen_devices
-    logarithms, residuals = _settled(kinds, device, before.rates, 1.0 if seen else UNSEEN)
+    logarithms, residuals = _settled(kinds, device, before.rates, of.noise, 1.0 if seen else UNSEEN)
     factors = {knob.name: math.exp(log) for knob, log in zip(KNOBS, logarithms, strict=True) if abs(log) > 1e-4}
     rates = turned(before.rates, device, factors)
-    name = "step_seconds" if seen else "unseen_step_seconds"
+    name = f"{'' if seen else 'unseen_'}{of.bar}step_seconds"
     old = getattr(before.error_bars, name)
     new = bars_after(old, residuals)
     bars: ErrorBars = replace(before.error_bars, **{name: new})
     turns = [
-        Change(what=knob.name, before=_figure(figure_of(knob, before.rates, device)),
-               after=_figure(figure_of(knob, rates, device)), runs=len(believed))
+        Change(what=of.words + knob.name, before=_figure(of.figure(knob, before.rates, device)),
+               after=_figure(of.figure(knob, rates, device)), runs=len(believed))
         for knob in KNOBS if knob.name in factors
     ]  # fmt: skip
-    bar = Change(what="step bar", before=_bar(old), after=_bar(new), runs=len(believed))
+    bar = Change(what=f"{of.words}step bar", before=_bar(old), after=_bar(new), runs=len(believed))
     return Fit(
         calibration=replace(before, rates=rates, error_bars=bars),
         runs=len(believed),
@@ -166,24 +186,26 @@ def _one_of_each(samples: Sequence[Sample], rates: Rates) -> list[Sample]:
     return [group[(len(group) - 1) // 2] for group in ordered]
 
 
-def _settled(kinds: list[Sample], device: Device, rates: Rates, wider: float) -> tuple[list[float], list[float]]:
+def _settled(
+    kinds: list[Sample], device: Device, rates: Rates, noise: float, wider: float
+) -> tuple[list[float], list[float]]:
     """The logarithm of each knob's factor, and what is left of each kind's error where the kind was not used."""
     nothing = [0.0] * len(KNOBS)
     plain = [math.log(sample.measured_seconds / sample.estimate(rates)) for sample in kinds]
     if len(kinds) < TELLING_KINDS:
-        shift = _shift(plain, wider)
+        shift = _shift(plain, noise, wider)
         return [shift if knob.common else 0.0 for knob in KNOBS], plain
     logs = nothing
     for _ in range(PASSES):
         slopes = [_slopes(sample, device, rates, logs) for sample in kinds]
-        logs = _knobs(slopes, wider)
-    left = [s.truth - _answer(s, _knobs([o for o in slopes if o is not s], wider)) for s in slopes]
+        logs = _knobs(slopes, noise, wider)
+    left = [s.truth - _answer(s, _knobs([o for o in slopes if o is not s], noise, wider)) for s in slopes]
     return (logs, left) if _is_better(plain, left) else (nothing, plain)
 
 
-def _shift(errors: Sequence[float], wider: float) -> float:
+def _shift(errors: Sequence[float], own: float, wider: float) -> float:
     """What one or two runs say of the whole machine: a part of what goes beyond a run's own error."""
-    mean, noise = statistics.fmean(errors), NOISE / math.sqrt(len(errors))
+    mean, noise = statistics.fmean(errors), own / math.sqrt(len(errors))
     beyond = math.copysign(max(0.0, abs(mean) - OWN_ERROR * noise), mean)
     spread = COMMON_SPREAD * wider
     return bounded(beyond * spread**2 / (spread**2 + noise**2))
@@ -202,11 +224,11 @@ def _slopes(sample: Sample, device: Device, rates: Rates, logs: Sequence[float])
     return _Slopes(math.log(sample.measured_seconds) - here + dot(each, logs), (common, *each))
 
 
-def _knobs(slopes: Sequence[_Slopes], wider: float) -> list[float]:
+def _knobs(slopes: Sequence[_Slopes], noise: float, wider: float) -> list[float]:
     """The likeliest setting: what all compute shares, and what each cause does beside it once enough kinds tell."""
     telling = [sum(abs(s.row[at]) >= TELLING_SHARE for s in slopes) >= TELLING_KINDS for at in range(1, len(KNOBS) + 1)]
     own = [knob.spread * wider * enough for knob, enough in zip(KNOBS, telling, strict=True)]
-    found = shrunk([s.row for s in slopes], [s.truth for s in slopes], [COMMON_SPREAD * wider, *own], NOISE)
+    found = shrunk([s.row for s in slopes], [s.truth for s in slopes], [COMMON_SPREAD * wider, *own], noise)
     shared = [found[0] if knob.common else 0.0 for knob in KNOBS]
     return [bounded(one + all_of) for one, all_of in zip(found[1:], shared, strict=True)]
 

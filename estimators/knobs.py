@@ -105,6 +105,13 @@ def figure_of(knob: Knob, rates: Rates, device: Device) -> float:
     return float(getattr(rates, knob.link or knob.seconds[0]))
 
 
+def traced_figure_of(knob: Knob, rates: Rates, device: Device) -> float:
+    """The one figure of a dry run's rates that stands for the knob; the formula's where the two share it."""
+    if knob.name in TRACED:
+        return float(getattr(rates.kernels(device), TRACED[knob.name][0]))
+    return rates.traced.operator_seconds if knob.seconds == DISPATCH else figure_of(knob, rates, device)
+
+
 def bounded(logarithm: float) -> float:
     """The logarithm of a factor, within what is believed."""
     return min(math.log(MOST), max(math.log(LEAST), logarithm))

@@ -7,7 +7,7 @@ torch/distributed/run.py, which sets OMP_NUM_THREADS to 1 where a node has sever
 
 from dataclasses import dataclass
 
-from estimators.calibration import Rates
+from estimators.calibration import PEER_LINK_EFFICIENCY, Rates
 from estimators.hardware import Cluster, Device, Link
 from estimators.memory import job_of
 from estimators.model import ModelSpec
@@ -50,7 +50,7 @@ def link_seconds(
     return Links(
         communication=_communication(exchange, job, times, cluster, device, rates, passes),
         transfers=moved / host_speed + stored / rates.nvme_bytes_per_second,
-        host_optimizer=exchange.host_optimizer_parameters * _cpu_adam_seconds(ranks, rates),
+        host_optimizer=exchange.host_optimizer_parameters * _cpu_adam_seconds(ranks, cluster.host.cpu_cores, rates),
     )
 
 
@@ -65,7 +65,7 @@ def _communication(
 ) -> float:
     """A step's collectives, less what runs beside the passes: of each micro-batch, and of the last backward pass."""
     link = _slowest_link(cluster, device)
-    share = (job.devices - 1) / job.devices / (link.bytes_per_second * rates.peer_link_efficiency)
+    share = (job.devices - 1) / job.devices / (link.bytes_per_second * _reached(link, rates))
     memory_speed = device.memory_bytes_per_second * rates.efficiency(device).memory
     micro = share * (exchange.micro_gathered + exchange.micro_reduced) + exchange.micro_calls * link.latency_seconds
     micro += exchange.micro_copied / memory_speed
@@ -87,6 +87,15 @@ def _slowest_link(cluster: Cluster, device: Device) -> Link:
     return min(peers, between or peers, key=lambda link: link.bytes_per_second)
 
 
+def _reached(link: Link, rates: Rates) -> float:
+    """The share of a link's data sheet that collectives reach. What was measured of one link says nothing of another:
+    there the default holds, turned as this machine's runs have turned the measured one's since."""
+    measured = rates.measured_link
+    if measured is None or measured.bytes_per_second == link.bytes_per_second:
+        return rates.peer_link_efficiency
+    return min(1.0, PEER_LINK_EFFICIENCY * rates.peer_link_efficiency / measured.efficiency)
+
+
 def _unhidden(job: Job) -> tuple[float, float]:
     """Of a micro-batch's collectives, and of a step's, the shares beside which no pass runs.
 
@@ -102,11 +111,17 @@ def _unhidden(job: Job) -> tuple[float, float]:
     return embedding / max(1, whole), min(1.0, last / max(1, job.trainable_parameters))
 
 
-def _cpu_adam_seconds(ranks: int, rates: Rates) -> float:
-    """A parameter's, on one rank: alone it has all cores, else one thread, and all ranks share the host's memory."""
-    if ranks == 1:
-        return rates.cpu_adam_seconds_per_parameter
-    return max(rates.cpu_thread_adam_seconds_per_parameter, ranks * rates.cpu_adam_seconds_per_parameter)
+def _cpu_adam_seconds(ranks: int, cores: int | None, rates: Rates) -> float:
+    """A parameter's, on one rank. All ranks share the host's memory. Our launcher deals out the cores that it sees; of
+    a machine whose cores nobody told, one rank has enough of them, and each of several has torchrun's one thread."""
+    threads = max(cores // ranks, 1) if cores else None if ranks == 1 else 1
+    alone = rates.cpu_thread_adam_seconds_per_parameter / threads if threads else 0.0
+    return max(alone, ranks * rates.cpu_adam_seconds_per_parameter)
+
+
+def host_share(recipe: Recipe, rates: Rates) -> float:
+    """How many times as long the host takes to issue what a rank of this job computes as that of a job alone."""
+    return rates.shared_host if recipe.parallelism.devices > 1 else 1.0
 
 
 def hook_seconds(model: ModelSpec, recipe: Recipe, rates: Rates) -> tuple[float, float]:

@@ -37,6 +37,8 @@ class Measurement:
     outcome: Outcome
     ranks: tuple[RankPeak, ...]
     step_seconds: float
+    cpu_cores: int | None = None
+    """Cores that the launcher dealt out among the ranks; None where it left that to torchrun."""
 
     @property
     def worst(self) -> RankPeak:
@@ -62,6 +64,7 @@ def _measurement(row: dict[str, Any]) -> Measurement:
         outcome=row["outcome"],
         ranks=tuple(_rank(rank) for rank in row["ranks"]),
         step_seconds=row["step_seconds"],
+        cpu_cores=row.get("cpu_cores"),
     )
 
 

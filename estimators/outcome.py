@@ -1,11 +1,13 @@
 """How a measured job ended and what it took: facts that the runners write, and the planner reads and stores."""
 
 import statistics
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from enum import StrEnum
 from typing import Any
 
 from estimators.errors import BadInput
+from estimators.learning import Learning
 from estimators.strict import decoded, encoded
 
 SCHEMA_VERSION = 1
@@ -66,6 +68,18 @@ class Phase:
     joules: float | None = None
 
 
+def merged(stretches: Sequence[Phase]) -> Phase:
+    """Stretches of one phase as one: their time and energy added, of all else the most."""
+    figures: dict[str, Any] = {"name": stretches[0].name}
+    for name in (field.name for field in fields(Phase) if field.name != "name"):
+        known = [value for one in stretches if (value := getattr(one, name)) is not None]
+        if name in ("seconds", "allocator_retries", "joules"):
+            figures[name] = sum(known) if len(known) == len(stretches) else None
+        else:
+            figures[name] = max(known, default=None)
+    return Phase(**figures)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RankReport:
     """What one rank measured."""
@@ -85,8 +99,12 @@ class RankReport:
     steady_tokens: int
     """Tokens of this rank's rows in the steady steps, padding left out."""
     steady_padded_tokens: int
+    widths: tuple[int, ...] = ()
+    """Tokens of a row, padding included, of the narrowest micro-batch and of the widest; empty: nobody counted."""
     meter_seconds: float
     """Processor time that measuring took during the steady steps."""
+    learning: Learning | None = None
+    """What the job learned, as this rank saw it."""
 
     @property
     def steady_step_seconds(self) -> tuple[float, ...]:
@@ -118,6 +136,17 @@ class Result:
     def valid(self) -> bool:
         """Whether the figures may calibrate an estimate."""
         return self.end.ok and bool(self.ranks) and not self.notes
+
+    @property
+    def learning(self) -> Learning | None:
+        """What the job learned, as its first rank saw it; None where it did not end well."""
+        return next((rank.learning for rank in self.ranks if rank.rank == 0), None)
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Of the narrowest micro-batch and the widest, over all ranks."""
+        known = [width for rank in self.ranks for width in rank.widths]
+        return (min(known), max(known)) if known else ()
 
     @property
     def step_seconds(self) -> float | None:

@@ -2,21 +2,17 @@
 
 import math
 import statistics
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from functools import cache
 
 from estimators.calibration import DEFAULT, Calibration, ErrorBars
-from estimators.errors import BadInput
-from estimators.fit import Bars, Change, Fit, Sample, bars_after, fit_steps
+from estimators.fit import DRY_RUNS, Bars, Change, Fit, bars_after, fit_steps
 from estimators.hardware import Cluster, Device
 from estimators.measurement import RankPeak
-from estimators.models import load_model
-from estimators.placement import used_cluster
 from estimators.process import outside_bytes
 from estimators.recipe import Recipe
 from estimators.record import Entry, Prediction
-from estimators.throughput import step_seconds
+from estimators.remembered import DRY_RUN, Estimate, formula, samples, traced, was_traced
 from estimators.units import MIB
 
 MOST_RUNS = 60
@@ -24,10 +20,10 @@ MOST_RUNS = 60
 SEEN_AFTER = 3
 """Kinds of jobs after which a card counts as measured."""
 LEAST_OUTSIDE_RUNS = 2
-FIGURES = {"formula": ("allocated", "reserved"), "dry run": ("traced_allocated", "traced_reserved")}
+FULL_SHARE = 0.98
+"""Of the recipe's length, from which on rows count as that long."""
+FIGURES = {"formula": ("allocated", "reserved"), DRY_RUN: ("traced_allocated", "traced_reserved")}
 """The error bars of a price's allocated and reserved peaks, by its evidence."""
-Estimate = Callable[[Recipe, Calibration], float]
-"""Seconds of a recipe's step on the machine under a calibration."""
 
 
 def recalibrate(
@@ -41,22 +37,45 @@ def recalibrate(
     device = cluster.gpus[0].device
     mine = [entry for entry in entries if entry.gpu == device.name][:MOST_RUNS]
     teaching = [entry for entry in mine if entry.measured.teaches]
-    samples, unusable = _samples(teaching, cluster, before, estimate or formula(cluster))
-    fit = fit_steps(samples, device, before)
+    timed = [entry for entry in teaching if _is_full(entry)]
+    narrow = [f"run {e.number}: its rows are shorter than its recipe's" for e in teaching if not _is_full(e)]
+    shown, unusable = samples(timed, cluster, before, estimate or formula(cluster), _kind)
+    fit = _with_traced(fit_steps(shown, device, before), timed, cluster, before)
     disturbed = [f"run {e.number}: {'; '.join(e.measured.marks)}" for e in mine if e.measured.marks]
     bars, memory_changes = _memory_bars(teaching, fit.calibration)
     more, outside_changes = _outside(teaching, device)
     seen = fit.calibration.seen_devices
     if device.name not in seen and fit.kinds >= SEEN_AFTER:
         seen, bars = (*seen, device.name), _bars_of_unseen(bars)
-    # The factors are of the formula's error: what a dry run's times are made of has errors of its own.
-    rates = replace(fit.calibration.rates, traced=before.rates.traced)
     return replace(
         fit,
-        calibration=replace(fit.calibration, rates=rates, error_bars=bars, seen_devices=seen, outside_more_bytes=more),
+        calibration=replace(fit.calibration, error_bars=bars, seen_devices=seen, outside_more_bytes=more),
         outside_bytes=more,
         changes=(*fit.changes, *memory_changes, *outside_changes),
-        left_out=(*disturbed, *unusable, *fit.left_out),
+        left_out=tuple(dict.fromkeys((*disturbed, *narrow, *unusable, *fit.left_out))),
+    )
+
+
+def _with_traced(fit: Fit, entries: Sequence[Entry], cluster: Cluster, before: Calibration) -> Fit:
+    """The formula's fit with that of the dry runs: each by its own errors, for what one misses the other need not."""
+    device, shared = cluster.gpus[0].device, fit.calibration
+    start = replace(shared, rates=replace(shared.rates, traced=before.rates.traced))
+    again = traced(cluster)
+
+    def estimate(entry: Entry, calibration: Calibration) -> float:
+        """What both have in common stays as the formula's fit left it."""
+        rates = replace(start.rates, traced=calibration.rates.traced)
+        return again(entry, replace(calibration, rates=rates))
+
+    shown, unusable = samples(filter(was_traced, entries), cluster, start, estimate, _kind)
+    own = fit_steps(shown, device, start, DRY_RUNS)
+    rates = replace(start.rates, traced=own.calibration.rates.traced)
+    return replace(
+        fit,
+        calibration=replace(start, rates=rates, error_bars=own.calibration.error_bars),
+        traced_factors=own.factors,
+        changes=(*fit.changes, *own.changes),
+        left_out=(*fit.left_out, *unusable, *own.left_out),
     )
 
 
@@ -72,16 +91,24 @@ def _bars_of_unseen(bars: ErrorBars) -> ErrorBars:
     )
 
 
-def formula(cluster: Cluster) -> Estimate:
-    """The estimate of a step by the formulas."""
+def _is_full(entry: Entry) -> bool:
+    """Whether its batches were as wide as the recipe has them, and so as it was priced: a step of shorter rows is less
+    work, and says nothing of the machine."""
+    widths = entry.measured.widths
+    return not widths or min(widths) >= FULL_SHARE * entry.recipe.sequence_length
 
-    model_of = cache(load_model)
 
-    def seconds(recipe: Recipe, calibration: Calibration) -> float:
-        used = used_cluster(cluster, recipe.parallelism.devices)
-        return sum(step_seconds(model_of(recipe.model), recipe, used, calibration.rates).values())
+def _compares(entry: Entry, figure: str) -> bool:
+    """Whether a peak of memory is that of the job which was priced: its widest batch was as wide; and what torch
+    reserved is not what its cache keeps of many widths, which is no error of the estimate."""
+    measured = entry.measured
+    if measured.widths and max(measured.widths) < FULL_SHARE * entry.recipe.sequence_length:
+        return False
+    return figure != "peak_reserved" or not measured.varies or entry.recipe.expandable_segments
 
-    return seconds
+
+def _kind(entry: Entry) -> str:
+    return kind_of(entry.recipe)
 
 
 def kind_of(recipe: Recipe) -> str:
@@ -91,32 +118,6 @@ def kind_of(recipe: Recipe) -> str:
     parts = [recipe.model, recipe.adapter.method, recipe.quantization, recipe.optimizer, recipe.attention, recipe.loss]
     parts += [f"{place.kind} on {place.devices}", *place.offload] if place.devices > 1 or place.offload else []
     return ", ".join([*parts, *["checkpointing"] * recipe.gradient_checkpointing, f"about {2**tokens} tokens"])
-
-
-def _samples(
-    entries: Iterable[Entry], cluster: Cluster, before: Calibration, estimate: Estimate
-) -> tuple[list[Sample], list[str]]:
-    """The steps that can be estimated again, and a line for each of the others."""
-    samples, out = [], []
-    for entry in entries:
-        recipe, measured = entry.recipe, entry.measured.step_seconds
-        if not measured or measured <= 0:
-            continue
-        try:
-            if recipe.parallelism.devices > cluster.size:
-                raise BadInput(f"ran on {recipe.parallelism.devices} GPUs, of which {cluster.size} are here")
-            estimate(recipe, before)
-        except BadInput as error:
-            out.append(f"run {entry.number}: {error}")
-            continue
-        samples.append(
-            Sample(
-                kind=kind_of(recipe),
-                measured_seconds=measured,
-                estimate=lambda rates, recipe=recipe: estimate(recipe, replace(before, rates=rates)),  # type: ignore[misc]
-            )
-        )
-    return samples, out
 
 
 def _memory_bars(entries: Sequence[Entry], calibration: Calibration) -> tuple[ErrorBars, list[Change]]:
@@ -141,7 +142,7 @@ def _errors(entries: Iterable[Entry], evidence: str, figure: str) -> list[float]
     found: dict[str, float] = {}
     for entry in entries:
         worst, said = entry.measured.worst, entry.prediction
-        if worst is None or said is None or said.evidence != evidence:
+        if worst is None or said is None or said.evidence != evidence or not _compares(entry, figure):
             continue
         error = _error(said, worst, figure)
         kind = kind_of(entry.recipe)

@@ -7,6 +7,7 @@ from estimators.measurement import RankPeak
 from estimators.outcome import Outcome, RankReport, Result
 from estimators.price import Interval, Price
 from estimators.recipe import Recipe
+from estimators.work import Load
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,6 +24,8 @@ class Prediction:
     terms: dict[str, int] = field(hash=False)
     phases: dict[str, int] = field(hash=False)
     seconds: dict[str, float] = field(hash=False)
+    work: dict[str, Load] = field(default_factory=dict, hash=False)
+    """What a dry run counted of the step, so that its time can be estimated again; empty where none did."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +47,8 @@ class Measured:
     allocator_retries: int = 0
     phases: dict[str, int] = field(default_factory=dict, hash=False)
     """What torch reserved at most in each phase, of the rank that reserved most."""
+    widths: tuple[int, ...] = ()
+    """Tokens of a row, padding included, of the narrowest micro-batch and of the widest; empty: nobody counted."""
     marks: tuple[str, ...] = ()
     """Why nothing is to be learned from the sample: a co-tenant, a throttled clock, memory that was not free."""
     evidence: str = ""
@@ -53,6 +58,11 @@ class Measured:
     def teaches(self) -> bool:
         """Whether the figures are those of a whole, undisturbed run."""
         return self.outcome is Outcome.OK and not self.marks
+
+    @property
+    def varies(self) -> bool:
+        """Whether micro-batches were of several widths, for each of which torch's allocator may keep blocks."""
+        return len(set(self.widths)) > 1
 
     @property
     def worst(self) -> RankPeak | None:
@@ -73,6 +83,8 @@ class Entry:
     measured: Measured
     prediction: Prediction | None = None
     versions: dict[str, str] = field(default_factory=dict, hash=False)
+    config: str = ""
+    """The fields of the model's config.json, as JSON: a name alone may mean nothing, or another model, by tomorrow."""
     number: int | None = None
     """The store's own; None before it is added."""
 
@@ -90,6 +102,7 @@ def prediction_of(price: Price) -> Prediction:
         terms=dict(price.terms),
         phases=dict(price.phases),
         seconds=dict(price.seconds),
+        work=price.work.by_name() if price.work is not None else {},
     )
 
 
@@ -108,6 +121,7 @@ def measured_of(result: Result, flops_utilisation: float | None = None) -> Measu
         energy_joules=result.joules_per_step,
         allocator_retries=sum(phase.allocator_retries or 0 for report in result.ranks for phase in report.phases),
         phases={name: most for name in names if (most := _most_reserved(result, name)) is not None},
+        widths=result.widths,
         marks=(*result.notes, *(("the card failed",) if end.gpu_fault else ())),
         evidence=end.evidence,
     )

@@ -5,13 +5,16 @@ import math
 import types
 from enum import Enum
 from functools import cache
-from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from estimators.document import from_document, to_document
 from estimators.errors import BadInput
 from estimators.recipe import Recipe
 
 Noun = TypeVar("Noun")
+NOT_FINITE = ("nan", "inf", "-inf")
+AnyFloat = Annotated[float, "nan and infinity too"]
+"""A figure that may be no number, as a loss that went wrong is. JSON has no word for it: it is written as a text."""
 
 
 def decoded(kind: type[Noun], value: object, where: str) -> Noun:
@@ -36,7 +39,7 @@ def encoded(value: Any) -> Any:
         return [encoded(item) for item in value]
     if isinstance(value, dict):
         return {key: encoded(item) for key, item in value.items()}
-    return value
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _decode(hint: Any, value: Any, where: str) -> Any:
@@ -48,6 +51,8 @@ def _decode(hint: Any, value: Any, where: str) -> Any:
     if dataclasses.is_dataclass(hint):
         return _noun(hint, value, where)
     origin, parts = get_origin(hint), get_args(hint)
+    if origin is Annotated:
+        return float(value) if value in NOT_FINITE else _decode(parts[0], value, where)
     if origin in (types.UnionType, Union):
         rest = [part for part in parts if part is not type(None)]
         return None if value is None and len(rest) < len(parts) else _decode(rest[0], value, where)
@@ -85,7 +90,7 @@ def _fields(kind: Any) -> tuple[dict[str, Any], tuple[str, ...]]:
     """The types of a noun's fields, and the names of those without a default."""
     missing = dataclasses.MISSING
     required = [f.name for f in dataclasses.fields(kind) if f.default is missing and f.default_factory is missing]
-    return get_type_hints(kind), tuple(required)
+    return get_type_hints(kind, include_extras=True), tuple(required)
 
 
 def _plain(good: bool, value: Any, where: str, wanted: str) -> Any:

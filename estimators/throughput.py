@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from estimators.calibration import Rates
 from estimators.hardware import Cluster, Device
-from estimators.links import hook_seconds, link_seconds
+from estimators.links import hook_seconds, host_share, link_seconds
 from estimators.model import ModelSpec
 from estimators.recipe import Recipe
 from estimators.tape import OpClass
@@ -136,7 +136,11 @@ def step_seconds(model: ModelSpec, recipe: Recipe, cluster: Cluster, rates: Rate
     times = recipe.gradient_accumulation
     gpu = Pass().plus(forward, times).plus(backward, times)
     ahead_hooks, back_hooks = hook_seconds(model, recipe, rates)
-    lasting = max(forward.gpu, forward.host + ahead_hooks), max(backward.gpu, backward.host + back_hooks)
+    shared = host_share(recipe, rates)
+    lasting = (
+        max(forward.gpu, shared * forward.host + ahead_hooks),
+        max(backward.gpu, shared * backward.host + back_hooks),
+    )
     waiting = sum(lasting) - forward.gpu - backward.gpu
     optimizer = _optimizer_seconds(model, recipe, device, rates)
     links = link_seconds(model, recipe, cluster, device, rates, lasting)

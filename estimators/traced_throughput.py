@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from estimators.calibration import Rates
 from estimators.hardware import Cluster, Device
-from estimators.links import hook_seconds, link_seconds
+from estimators.links import hook_seconds, host_share, link_seconds
 from estimators.model import ModelSpec
 from estimators.recipe import Recipe
 from estimators.throughput import matmul_flops_per_second, slowest, update_of
@@ -111,12 +111,11 @@ class _Passes:
     backward: float
 
 
-def _passes(
-    work: Work, recipe: Recipe, gpu: dict[str, float], rates: TracedRates, hooks: tuple[float, float]
-) -> _Passes:
+def _passes(work: Work, recipe: Recipe, gpu: dict[str, float], rates: Rates, hooks: tuple[float, float]) -> _Passes:
     """How long the passes last. `hooks` are the host's seconds in DeepSpeed's and FSDP's, of all micro-batches."""
     ahead, back, again = (
-        host_seconds(work, phase, rates, recipe.quantization) for phase in ("forward", "backward", "recomputation")
+        host_share(recipe, rates) * host_seconds(work, phase, rates.traced, recipe.quantization)
+        for phase in ("forward", "backward", "recomputation")
     )
     ahead, back = ahead + hooks[0], back + hooks[1]
     if recipe.quantization == "int8":  # what it waits for keeps host and GPU from working at once
@@ -138,7 +137,7 @@ def traced_step_seconds(
     gpu = {phase: sum(causes.values()) for phase, causes in by_phase.items()}
     times = recipe.gradient_accumulation
     ahead, back = hook_seconds(model, recipe, rates)
-    passes = _passes(work, recipe, gpu, traced, (times * ahead, times * back))
+    passes = _passes(work, recipe, gpu, rates, (times * ahead, times * back))
     links = link_seconds(model, recipe, cluster, device, rates, (passes.forward / times, passes.backward / times))
     causes = {cause: sum(phase[cause] for phase in by_phase.values()) for cause in by_phase["forward"]}
     return {

@@ -1,5 +1,6 @@
 """A recipe run for real on this machine, with what had been expected of it, and what the run teaches."""
 
+import json
 import shutil
 import tempfile
 import time
@@ -19,6 +20,7 @@ from estimators.price import Price
 from estimators.recalibration import recalibrate
 from estimators.recipe import Recipe
 from estimators.record import Entry, measured_of, prediction_of
+from planner.learned import profiled
 from runners import job
 from runners.job import Job
 from runners.launch import open_bench, run
@@ -108,6 +110,7 @@ def measure(
         measured=measured_of(result, utilisation),
         prediction=prediction_of(expected) if expected is not None else None,
         versions=dict(work.versions),
+        config=json.dumps(dict(config.fields)),
     )
     fit, unkept = _remember(entry, cluster, trial.store)
     return Finding(
@@ -170,4 +173,6 @@ def _remember(entry: Entry, cluster: Cluster | None, path: Path | None) -> tuple
             entries = store.entries(machine=entry.machine)
     except PlanError as error:
         return None, str(error)
-    return (recalibrate(entries, cluster) if cluster is not None else None), None
+    if cluster is None:
+        return None, None
+    return recalibrate(entries, cluster, profiled(cluster, entry.machine, path)), None

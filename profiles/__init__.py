@@ -6,7 +6,7 @@ ROOT = Path(__file__).parent
 
 
 def folder(kind: str) -> Path:
-    """The folder of one kind of facts: "devices", "models", "rules" or "measurements"."""
+    """The folder of one kind of facts: "devices", "models", "rules", "measurements" or "prices"."""
     return ROOT / kind
 
 

@@ -108,6 +108,10 @@ def _told(finding: Finding) -> Iterator[tuple[str, str]]:
         yield "energy", f"{measured.energy_joules:,.0f} J a step"
     if measured.allocator_retries:
         yield "tight", f"the allocator had to empty its cache {measured.allocator_retries} times"
+    if measured.varies and not finding.recipe.expandable_segments and measured.worst is not None:
+        narrow, wide = measured.widths
+        yield "cache", (f"batches were from {narrow:,} to {wide:,} tokens wide, and what torch's cache keeps of all "
+                        "those sizes is in the reserved figure: --expandable-segments avoids it")  # fmt: skip
     if finding.unkept is not None:
         yield "not stored", clean(finding.unkept)
     for note in finding.result.notes:

@@ -237,6 +237,39 @@ def test_bars_of_memory_widen_where_runs_took_more_and_never_narrow() -> None:
     assert bars(1.10)[1] > 1.10
 
 
+def test_batches_of_many_widths_say_nothing_of_what_torch_keeps_of_others() -> None:
+    """Its cache keeps blocks for every width; with expandable segments it does not."""
+    length = LORA.sequence_length
+
+    def bar(factor: float, widths: tuple[int, ...], figure: str = "reserved", **recipe: bool) -> tuple[float, float]:
+        run = expected(entry(recipe=replace(LORA, **recipe)))  # type: ignore[arg-type]
+        assert run.prediction is not None
+        said = {name: round(getattr(run.prediction, f"peak_{name}").value) for name in ("allocated", "reserved")}
+        peak = rank(round(said["allocated"] * factor), reserved=round(said["reserved"] * factor))
+        one = replace(run, measured=Measured(outcome=Outcome.OK, ranks=(peak,), widths=widths))
+        found: tuple[float, float] = getattr(recalibrate([one], cluster()).calibration.error_bars, figure)
+        return found
+
+    usual = DEFAULT.error_bars
+    assert bar(1.5, (length, length))[1] > 1.5
+    assert bar(1.5, (length // 4, length)) == usual.reserved
+    assert bar(1.5, (length // 4, length), "allocated")[1] > 1.5, "what is allocated is the widest batch's own"
+    assert bar(1.5, (length // 4, length), expandable_segments=True)[1] > 1.5
+    assert bar(0.2, (length // 8, length // 4), "allocated") == usual.allocated, "none of them was as it was priced"
+
+
+def test_steps_of_rows_shorter_than_the_recipes_teach_nothing_of_the_machine() -> None:
+    runs = [entry(str(size), recipe=replace(LORA, sequence_length=size), number=7) for size in (512, 1024, 2048, 4096)]
+    seconds = [_expected_seconds(run) / 4 for run in runs]
+    quick = [replace(r, measured=replace(r.measured, step_seconds=s)) for r, s in zip(runs, seconds, strict=True)]
+    short = [replace(run, measured=replace(run.measured, widths=(64, run.recipe.sequence_length))) for run in quick]
+    assert recalibrate(quick, cluster()).kinds == 4
+    found = recalibrate(short, cluster())
+    assert (found.kinds, found.calibration.rates) == (0, DEFAULT.rates)
+    assert found.calibration.error_bars == DEFAULT.error_bars
+    assert found.left_out == ("run 7: its rows are shorter than its recipe's",)
+
+
 def test_a_person_reads_what_changed(measured: list[Entry]) -> None:
     shown, _ = split(slower(measured, DISPATCH), 20)
     lines = [str(change) for change in recalibrate(shown, cluster_of(measured)).changes]

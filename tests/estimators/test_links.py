@@ -1,10 +1,11 @@
 """What links add to a step: which link, what hides behind which pass, and what a mask costs in attention."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
-from estimators.calibration import Rates
+from estimators.calibration import MeasuredLink, Rates
 from estimators.catalogue import find_device
 from estimators.hardware import Cluster, Device, Gpu, Host, Link
 from estimators.links import link_seconds
@@ -26,7 +27,7 @@ def cluster(gpus: int, nodes: int = 1, node_link: Link | None = None, device: De
                    host=Host(memory_bytes=2**41, disk_bytes=2**42, nvme=True), hypothetical=True)  # fmt: skip
 
 
-def over(kind: str, devices: int, **fields: object) -> Recipe:
+def over(kind: str, devices: int, **fields: Any) -> Recipe:
     return replace(FULL, parallelism=Parallelism(kind=kind, devices=devices), **fields)
 
 
@@ -47,6 +48,26 @@ def test_a_ring_over_nodes_is_as_fast_as_its_slowest_link() -> None:
     inside = replace(H200, peer_link=SLOW)
     among_slow = communication(whole, cluster(2, nodes=2, node_link=FAST, device=inside), (0.1, 0.2))
     assert among_slow > 5 * communication(whole, cluster(2, nodes=2, node_link=FAST), (0.1, 0.2))
+
+
+def test_what_was_measured_of_a_link_is_applied_to_that_link_alone() -> None:
+    """NVLink that reached a tenth says nothing of PCIe; what runs teach later turns both."""
+    whole, nvlink = over("ddp", 2), cluster(2)
+    assert H200.peer_link is not None
+    pcie = replace(nvlink, peer_link=None)
+    measured = MeasuredLink(bytes_per_second=H200.peer_link.bytes_per_second, efficiency=0.07)
+    slow = Rates(peer_link_efficiency=0.07, measured_link=measured)
+    turned = replace(slow, peer_link_efficiency=0.035)
+
+    def seconds(machine: Cluster, rates: Rates) -> float:
+        calls = replace(machine, peer_link=Link(name="no bytes", bytes_per_second=1e18))
+        both = [link_seconds(LLAMA, whole, one, H200, rates, (1e-9, 1e-9)).communication for one in (machine, calls)]
+        return both[0] - both[1]
+
+    assert seconds(nvlink, slow) == pytest.approx(10 * seconds(nvlink, Rates()), rel=0.01)
+    assert seconds(pcie, slow) == pytest.approx(seconds(pcie, Rates()))
+    for machine in (nvlink, pcie):
+        assert seconds(machine, turned) == pytest.approx(2 * seconds(machine, slow), rel=0.01)
 
 
 def test_what_is_reduced_once_a_step_hides_behind_one_backward_pass() -> None:
@@ -101,3 +122,22 @@ def test_a_padded_batch_pays_for_the_whole_square_and_keeps_each_layers_bias() -
     assert padded.seconds["attention"] == pytest.approx(2 * full.seconds["attention"], rel=0.05)
     biases = len(LLAMA.layers) * 4096**2 * 2
     assert padded.peak_allocated.value - full.peak_allocated.value > biases
+
+
+def test_adam_on_the_cpu_has_the_cores_that_the_launcher_deals_out_or_else_torchruns_one_thread() -> None:
+    away = over("zero2", 2, weights="bfloat16", optimizer="adamw_torch")
+    away = replace(away, parallelism=replace(away.parallelism, offload=("optimizer",)))
+    unknown = cluster(2)
+    known = [replace(unknown, host=replace(unknown.host, cpu_cores=cores)) for cores in (2, 8, 32, 128)]
+    alone, *more = (step_seconds(LLAMA, away, machine, Rates())["optimizer"] for machine in (unknown, *known))
+    assert alone == more[0] > 3.5 * more[1] > 3.5 * more[2]
+    assert more[2] == more[3]  # all ranks wait for one memory
+
+
+def test_ranks_that_share_a_host_issue_more_slowly_than_a_job_alone() -> None:
+    small = replace(FULL, micro_batch=1, sequence_length=64)
+    fair = replace(Rates(), shared_host=1.0)
+    shared = over("ddp", 2, micro_batch=1, sequence_length=64)
+    together, apart = (step_seconds(LLAMA, shared, cluster(2), rates) for rates in (Rates(), fair))
+    assert 1.05 < sum(together.values()) / sum(apart.values()) < 1.15
+    assert step_seconds(LLAMA, small, cluster(1), Rates()) == step_seconds(LLAMA, small, cluster(1), fair)

@@ -110,7 +110,7 @@ def test_eight_bit_products_wait_for_their_answers() -> None:
 def test_heads_that_the_fast_kernels_do_not_take_are_slow_and_float32_has_no_tensor_cores() -> None:
     load = Load(calls=1, flops=1e13)
     even, uneven = Work(loads={("forward", "attention"): load}), Work(loads={("forward", "uneven attention"): load})
-    assert lasts(uneven) > 2 * lasts(even)
+    assert lasts(uneven) > 1.2 * lasts(even)
     assert lasts(work(forward_float32=load)) > 10 * lasts(work(forward_matmul=load))
 
 

@@ -15,6 +15,7 @@ from estimators.calibration import DEFAULT
 from estimators.catalogue import find_device
 from estimators.errors import BadInput, NoUsableGpu
 from estimators.hardware import Host
+from estimators.measurement import RankPeak
 from estimators.models import Config, build
 from estimators.outcome import End, Outcome
 from estimators.pricing import price
@@ -88,6 +89,21 @@ def test_the_page_shows_expected_and_measured_side_by_side(finding: Finding) -> 
     assert "tiny, lora: 4 steps on this machine's CPU" in page[0]
     assert any("expected by formula" in line for line in page)
     assert all(len(line) <= 100 for line in page)
+
+
+def test_what_torch_keeps_of_many_widths_is_said(finding: Finding) -> None:
+    """Nobody is to take it for an error of the estimate; expandable segments avoid it."""
+    shown = with_figures(finding)
+    worst = RankPeak(loaded_bytes=1, peak_allocated_bytes=2, peak_reserved_bytes=9, process_bytes=None,
+                     outside_torch_bytes=None)  # fmt: skip
+    measured = replace(shown.entry.measured, ranks=(worst,), widths=(8, 32))
+    varied = replace(shown, entry=replace(shown.entry, measured=measured))
+    said = "batches were from 8 to 32 tokens wide"
+    assert said in " ".join(plain(line) for line in finding_page(varied, 200))
+    better = replace(varied, recipe=replace(varied.recipe, expandable_segments=True))
+    alike = replace(varied, entry=replace(varied.entry, measured=replace(measured, widths=(32, 32))))
+    assert not any(said in plain(line) or "cache" in plain(line) for line in finding_page(better, 200))
+    assert not any("tokens wide" in plain(line) for line in finding_page(alike, 200))
 
 
 @pytest.mark.parametrize(
