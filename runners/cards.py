@@ -10,9 +10,9 @@ from estimators.errors import NoUsableGpu
 from estimators.hardware import GpuProcess
 from estimators.units import MIB, format_bytes
 from runners import nvml
-from runners.gpu import _SLOWDOWNS, _ask_memory, _read_processes, _read_throttles
+from runners.gpu import SLOWDOWNS, ask_memory, read_processes, read_throttles
 from runners.nvml import Driver, LostGpuError
-from runners.probe import _load_binding, _session
+from runners.probe import load_binding, session
 
 SLACK_BYTES = 256 * MIB
 """Held memory that no listed process explains, and that still is nobody's: as much varies on an idle card."""
@@ -65,7 +65,7 @@ def watch(uuids: Sequence[str]) -> Iterator[Read]:
     if not uuids:
         yield tuple
         return
-    with _session(_load_binding()) as driver:
+    with session(load_binding()) as driver:
         handles = {uuid: handle for uuid, handle in _handles(driver) if uuid in uuids}
         if missing := [uuid for uuid in uuids if uuid not in handles]:
             raise NoUsableGpu(f"the driver does not list {missing[0]} any more")
@@ -85,15 +85,15 @@ def _handles(driver: Driver) -> Iterator[tuple[str, tuple[Any, Any]]]:
 
 def _state(driver: Driver, uuid: str, handle: Any, whole: Any) -> CardState:
     try:
-        memory, _ = _ask_memory(driver, handle)
+        memory, _ = ask_memory(driver, handle)
         millijoules = None if whole is None else driver.ask("nvmlDeviceGetTotalEnergyConsumption", whole)
-        throttles = () if whole is None else _read_throttles(driver, whole)
+        throttles = () if whole is None else read_throttles(driver, whole)
         return CardState(
             uuid=uuid,
             held_bytes=memory.held_bytes if memory else None,
-            processes=_read_processes(driver, handle, Path("/")),
+            processes=read_processes(driver, handle, Path("/")),
             joules=None if millijoules is None else millijoules / 1e3,
-            slowdowns=tuple(name for name in throttles if name in _SLOWDOWNS),
+            slowdowns=tuple(name for name in throttles if name in SLOWDOWNS),
         )
     except LostGpuError as lost:
         return CardState(uuid=uuid, held_bytes=None, fault=str(lost))

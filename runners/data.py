@@ -1,9 +1,9 @@
-"""Rows of tokens for a job: random ones, or a JSONL file of prompts with completions or of messages."""
+"""Rows of tokens for a job: random ones, or those of a JSONL file of prompts with completions or of messages."""
 
-import json
-from collections.abc import Iterator, Sequence
+import random
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import cycle, islice
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +12,18 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from estimators.errors import BadInput
+from runners import chat
+from runners.chat import NOT_LEARNED, Labelled
+from runners.examples import Example, read_examples
 from runners.job import RANDOM, Job
 
-LONGEST_LINE = 16_000_000
-NOT_LEARNED = -100
-"""The label that torch's cross entropy leaves out."""
 Row = dict[str, Tensor]
 
 
 class RandomTokens(Dataset[Row]):
     """Rows of random tokens, the same for the same index; with `padded`, every second row is half padding."""
+
+    dropped = 0
 
     def __init__(self, vocabulary: int, length: int, rows: int, *, padded: bool, seed: int) -> None:
         self._vocabulary, self._length, self._rows = vocabulary, length, rows
@@ -40,16 +42,16 @@ class RandomTokens(Dataset[Row]):
 
 
 class TokenRows(Dataset[Row]):
-    """Rows that were read, as long as each is; used again from the start where a job needs more."""
+    """Rows that were read, as long as each is, in the order in which a job takes them."""
 
-    def __init__(self, rows: Sequence[Row], count: int) -> None:
-        self._rows, self._count = rows, count
+    def __init__(self, rows: Sequence[Row], dropped: int) -> None:
+        self._rows, self.dropped = rows, dropped
 
     def __len__(self) -> int:
-        return self._count
+        return len(self._rows)
 
     def __getitem__(self, index: int) -> Row:
-        return self._rows[index % len(self._rows)]
+        return self._rows[index]
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,8 +71,10 @@ class Padding:
         }
 
 
-def make_rows(job: Job, vocabulary: int, tokenizer: Any) -> Dataset[Row]:
+def make_rows(job: Job, vocabulary: int, tokenizer: Any) -> RandomTokens | TokenRows:
     """As many rows as the job's steps take, and as many again for a batch that is fetched ahead.
+
+    A file's come in an order drawn from the job's seed, and drawn anew each time that all of them were used.
 
     Raises:
         BadInput: the file is not what it should be; the message names the line.
@@ -79,11 +83,46 @@ def make_rows(job: Job, vocabulary: int, tokenizer: Any) -> Dataset[Row]:
     count = recipe.global_batch * job.steps * 2
     if job.data is None:
         return RandomTokens(vocabulary, recipe.sequence_length, count, padded=recipe.padded, seed=job.seed)
-    examples = read_examples(Path(job.data), count)
-    rows = [tokenize(example, tokenizer, recipe.sequence_length) for example in examples]
-    if recipe.packing:
-        rows = list(islice(pack(cycle(rows), recipe.sequence_length), count))
-    return TokenRows(rows, count)
+    path = Path(job.data)
+    rows, dropped = tokenized(read_examples(path, count), path, job, tokenizer)
+    ordered = shuffled_forever(rows, job.seed)
+    if recipe.packing:  # a step of prompts alone would have no loss: the mean of nothing
+        ordered = filter(learned, pack(ordered, recipe.sequence_length))
+    return TokenRows(list(islice(ordered, count)), dropped)
+
+
+def held_out_rows(job: Job, tokenizer: Any) -> list[Row]:
+    """The examples that are only evaluated, each whole or cut to the recipe's length, and never packed.
+
+    Raises:
+        BadInput: the file is not what it should be.
+    """
+    if job.training.held_out is None:
+        return []
+    path = Path(job.training.held_out)
+    return tokenized(read_examples(path), path, job, tokenizer)[0]
+
+
+def tokenized(examples: Iterable[Example], path: Path, job: Job, tokenizer: Any) -> tuple[list[Row], int]:
+    """The examples' rows, and how many examples have none: nothing of what is to be learned is left once it is cut.
+
+    Raises:
+        BadInput: not one of them has anything to learn.
+    """
+    longest, only = job.recipe.sequence_length, job.training.completion_only
+    found = [tokenize(example, tokenizer, longest, completion_only=only) for example in examples]
+    rows = [row for row in found if learned(row)]
+    if not rows:
+        raise BadInput(f"{path}: no example has anything to learn within {longest} tokens; are the prompts longer?")
+    return rows, len(found) - len(rows)
+
+
+def shuffled_forever(rows: Sequence[Row], seed: int) -> Iterator[Row]:
+    """All rows, again and again, each time in another order."""
+    order, source = list(range(len(rows))), random.Random(seed)
+    while True:
+        source.shuffle(order)
+        yield from [rows[index] for index in order]
 
 
 def load_tokenizer(job: Job) -> Any:
@@ -92,96 +131,59 @@ def load_tokenizer(job: Job) -> Any:
     Raises:
         BadInput: data are given without a checkpoint that has one.
     """
-    if job.data is None:
+    if job.data is None and job.training.held_out is None:
         return None
     if job.weights == RANDOM:
         raise BadInput("data need a tokenizer, which random weights have none of: give a checkpoint folder as weights")
+    return tokenizer_in(job.weights)
+
+
+def tokenizer_in(folder: str) -> Any:
+    """The tokenizer of a checkpoint's folder, from files alone.
+
+    Raises:
+        BadInput: it has none that can be read.
+    """
     import transformers
 
     try:
         tokenizer: Any = transformers.AutoTokenizer.from_pretrained(
-            job.weights, trust_remote_code=False, local_files_only=True
+            folder, trust_remote_code=False, local_files_only=True
         )
     except (OSError, ValueError) as error:
-        raise BadInput(f"{job.weights}: no tokenizer: {str(error).splitlines()[0][:120]}") from None
+        raise BadInput(f"{folder}: no tokenizer: {str(error).splitlines()[0][:120]}") from None
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
 
 
-def read_examples(path: Path, count: int) -> list[dict[str, Any]]:
-    """The first `count` examples of a file, each checked.
-
-    Raises:
-        BadInput: unreadable, empty, or a line is not an example; the message names it.
-    """
-    try:
-        with path.open(encoding="utf-8") as file:
-            found = list(islice(_examples(file, path), count))
-    except (OSError, UnicodeDecodeError) as error:
-        raise BadInput(f"{path}: {getattr(error, 'strerror', None) or 'not UTF-8'}") from None
-    if not found:
-        raise BadInput(f"{path}: has no example")
-    return found
-
-
-def _examples(file: Any, path: Path) -> Iterator[dict[str, Any]]:
-    number = 0
-    while line := file.readline(LONGEST_LINE + 1):
-        number += 1
-        where = f"{path}:{number}"
-        if len(line) > LONGEST_LINE:
-            raise BadInput(f"{where}: longer than {LONGEST_LINE:,} characters")
-        if line.strip():
-            yield _example(line, where)
-
-
-def _example(line: str, where: str) -> dict[str, Any]:
-    try:
-        example = json.loads(line)
-    except (ValueError, RecursionError):
-        raise BadInput(f"{where}: not JSON") from None
-    if isinstance(example, dict) and _is_example(example):
-        return example
-    raise BadInput(f'{where}: must have "prompt" and "completion" texts, or "messages" of "role" and "content" texts')
-
-
-def _is_example(example: dict[str, Any]) -> bool:
-    messages = example.get("messages")
-    if messages is None:
-        return all(isinstance(example.get(name), str) for name in ("prompt", "completion"))
-    return (
-        isinstance(messages, list)
-        and bool(messages)
-        and all(
-            isinstance(one, dict) and all(isinstance(one.get(name), str) for name in ("role", "content"))
-            for one in messages
-        )
-    )
-
-
-def tokenize(example: dict[str, Any], tokenizer: Any, longest: int) -> Row:
-    """An example as tokens, at most `longest`; of a prompt with a completion only the completion is learned.
+def tokenize(example: Example, tokenizer: Any, longest: int, *, completion_only: bool = True) -> Row:
+    """An example as tokens, at most `longest`; of it the completion is learned, or the assistant's turns, or all.
 
     Raises:
         BadInput: messages, and a tokenizer without a chat template.
     """
-    if "messages" in example:
-        if not tokenizer.chat_template:
-            raise BadInput("messages need a tokenizer with a chat template, and this checkpoint's has none")
-        text = tokenizer.apply_chat_template(example["messages"], tokenize=False)
-        tokens = tokenizer(text, add_special_tokens=False)["input_ids"]
-        labels = list(tokens)
-    else:
-        prompt = tokenizer(example["prompt"])["input_ids"]
-        completion = tokenizer(example["completion"], add_special_tokens=False)["input_ids"]
-        completion = [*completion, tokenizer.eos_token_id]
-        tokens, labels = [*prompt, *completion], [NOT_LEARNED] * len(prompt) + completion
+    tokens, labels = chat.conversation(example, tokenizer) if "messages" in example else _pair(example, tokenizer)
+    labels = labels if completion_only else tokens
     return _row(tokens[:longest], labels[:longest])
 
 
+def _pair(example: Example, tokenizer: Any) -> Labelled:
+    prompt = tokenizer(example["prompt"])["input_ids"]
+    completion = [*tokenizer(example["completion"], add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+    return [*prompt, *completion], [NOT_LEARNED] * len(prompt) + completion
+
+
+def learned(row: Row) -> int:
+    """How many tokens of a row are predicted and learned: the first has nothing before it to be predicted from."""
+    return int((row["labels"][1:] != NOT_LEARNED).sum())
+
+
 def pack(rows: Iterator[Row], length: int) -> Iterator[Row]:
-    """Rows joined end to end and cut into pieces of `length`: no padding, and attention across examples."""
+    """Rows joined end to end and cut into pieces of `length`: no padding, and attention across examples.
+
+    To keep examples apart, attention would need a mask, with which `sdpa` leaves its fastest kernels.
+    """
     tokens: list[int] = []
     labels: list[int] = []
     for row in rows:

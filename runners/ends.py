@@ -11,7 +11,7 @@ from pathlib import Path
 
 from estimators.errors import BadInput
 from estimators.outcome import End, Outcome
-from runners.host import _control_groups
+from runners.host import control_groups
 
 LONGEST_EVIDENCE = 300
 _SECRET = re.compile(r"(?:hf_|sk-|ghp_|glpat-)[A-Za-z0-9_-]{8,}|(?<=://)[^/\s:@]+:[^/\s@]+(?=@)")
@@ -92,7 +92,8 @@ class Remains:
     failures: tuple[Failure, ...] = ()
     log: str = ""
     oom_kills: int = 0
-    """Processes that the kernel killed for want of memory meanwhile, in our control group."""
+    """Processes that the kernel killed for want of memory meanwhile, in our control group: of this job, or of one that
+    ran at the same time."""
     stopped: End | None = None
     """Why we stopped it, if we did."""
 
@@ -129,7 +130,7 @@ def judge(remains: Remains) -> End:
         end = _of_failure(failure)
         if not _SYMPTOM.search(failure.text) or end.outcome is not Outcome.FAILED:
             return end
-    if remains.oom_kills and (remains.returncode or remains.stopped):
+    if remains.oom_kills and _was_killed(remains, failure):
         return End(outcome=Outcome.HOST_OUT_OF_MEMORY, evidence=_killed(remains))
     if found := _from_log(remains.log) if remains.returncode or remains.stopped else None:
         return found
@@ -142,6 +143,12 @@ def judge(remains: Remains) -> End:
     if remains.reports < remains.ranks:
         return End(outcome=Outcome.FAILED, evidence=f"ended well but {_missing(remains)}")
     return End(outcome=Outcome.OK)
+
+
+def _was_killed(remains: Remains, failure: Failure | None) -> bool:
+    """Whether a process of this job got a SIGKILL that we did not send, or a rank lost sight of another."""
+    numbers = _signals(remains)
+    return failure is not None or (signal.SIGKILL in numbers and (remains.stopped is None or remains.returncode > 0))
 
 
 def first_failure(failures: tuple[Failure, ...]) -> Failure | None:
@@ -178,13 +185,17 @@ def _killed(remains: Remains) -> str:
 
 
 def _of_status(remains: Remains) -> str:
-    numbers = (
-        [-remains.returncode] if remains.returncode < 0 else [int(n) for n in _ELASTIC_SIGNAL.findall(remains.log)]
-    )
-    if numbers:
+    if numbers := _signals(remains):
         names = {signal.Signals(number).name for number in numbers if number in set(signal.Signals)}
         return one_line(f"killed by {', '.join(sorted(names)) or 'a signal'}; {_last_line(remains.log)}")
     return one_line(f"exit status {remains.returncode}; {_last_line(remains.log)}")
+
+
+def _signals(remains: Remains) -> list[int]:
+    """What killed the job, or ranks of it where a launcher tells."""
+    if remains.returncode < 0:
+        return [-remains.returncode]
+    return [int(number) for number in _ELASTIC_SIGNAL.findall(remains.log)]
 
 
 def _missing(remains: Remains) -> str:
@@ -209,7 +220,7 @@ def oom_kills(root: Path = Path("/")) -> int:
 
     The group's own file is read, of either version: one above it counts our neighbours' too.
     """
-    for folder in _control_groups(root, "memory"):
+    for folder in control_groups(root, "memory"):
         for name in ("memory.events", "memory.oom_control"):
             count = _counter(folder / name, "oom_kill")
             if count is not None:

@@ -7,6 +7,8 @@ from estimators.hardware import Gpu
 from runners.host import usable_cores
 from runners.job import Job
 
+CARDS = "PLAN_CARDS"
+"""The UUIDs of a job's cards, in the order of its ranks: CUDA_VISIBLE_DEVICES may hold numbers."""
 _SECRET_NAMES = ("TOKEN", "KEY", "SECRET", "PASSWORD", "PASSWD", "CREDENTIALS")
 _READ_AT_IMPORT = (
     "CUDA", "NVIDIA", "PYTORCH", "TORCH", "NCCL", "OMP", "MKL", "BNB", "BITSANDBYTES", "HF", "TRANSFORMERS", "PYTHON",
@@ -37,6 +39,7 @@ def environment_of(
     threads = max((usable_cores() or 1) // work.ranks, 1)
     kept |= {
         **_visible(work, gpus),
+        CARDS: ",".join(gpu.uuid or "" for gpu in gpus),
         "OMP_NUM_THREADS": str(threads),  # torchrun's own choice of 1 makes DeepSpeed's Adam on the CPU 8 × slower
         "PYTORCH_NVML_BASED_CUDA_CHECK": "1",  # asking whether there is a GPU does not touch it
         "PYTHONSAFEPATH": "1",

@@ -25,7 +25,7 @@ _THROTTLES = {
     0x100: "display_clock_setting",
 }
 """nvidia-smi's names of NVML's bits; idling (0x1) is no throttling."""
-_SLOWDOWNS = {name for name in _THROTTLES.values() if "slowdown" in name}
+SLOWDOWNS = {name for name in _THROTTLES.values() if "slowdown" in name}
 _COMPUTE_PROHIBITED, _COMPUTE_EXCLUSIVE = 2, 3
 _UNEXPLAINED_BYTES, _DRIVER_SHARE_AT_MOST_BYTES = 256 * MIB, 2 * GIB
 
@@ -62,8 +62,8 @@ def read_gpu(around: Surroundings, card: Card, instance: Instance | None) -> Gpu
     """
     driver, handle = around.driver, instance.handle if instance else card.handle
     device, memory, notes = _read_kind(around, card, instance)
-    processes = _read_processes(driver, handle, around.root)
-    throttles = _read_throttles(driver, card.handle)
+    processes = read_processes(driver, handle, around.root)
+    throttles = read_throttles(driver, card.handle)
     return Gpu(
         device=device,
         total_bytes=memory.total_bytes,
@@ -92,7 +92,7 @@ def read_gpu(around: Surroundings, card: Card, instance: Instance | None) -> Gpu
 def _read_kind(around: Surroundings, card: Card, instance: Instance | None) -> tuple[Device, _Memory, tuple[str, ...]]:
     if instance:
         return _read_instance_kind(around, card, instance)
-    memory, code = _ask_memory(around.driver, card.handle)
+    memory, code = ask_memory(around.driver, card.handle)
     if memory is None and code != NOT_SUPPORTED:
         raise LostGpuError(f"the driver does not tell its memory (NVML error {code})")
     unified = _Memory(total_bytes=total_memory(around.root) or 0, free_bytes=available_memory(around.root))
@@ -129,10 +129,10 @@ def _with_live_memory(device: Device, memory: _Memory) -> Device:
 def _read_instance_kind(
     around: Surroundings, card: Card, instance: Instance
 ) -> tuple[Device, _Memory, tuple[str, ...]]:
-    memory, code = _ask_memory(around.driver, instance.handle)
+    memory, code = ask_memory(around.driver, instance.handle)
     if memory is None:
         raise LostGpuError(f"the driver does not tell the memory of MIG instance {instance.uuid} (NVML error {code})")
-    parent_memory, _ = _ask_memory(around.driver, card.handle)
+    parent_memory, _ = ask_memory(around.driver, card.handle)
     parent_total = parent_memory.total_bytes if parent_memory else None
     parent, notes = identify(around.driver, card, around.find, parent_total)
     attributes = around.driver.ask("nvmlDeviceGetAttributes", instance.handle)
@@ -142,7 +142,7 @@ def _read_instance_kind(
     return _with_live_memory(device, memory), memory, (*notes, note)
 
 
-def _ask_memory(driver: Driver, handle: Any) -> tuple[_Memory | None, int]:
+def ask_memory(driver: Driver, handle: Any) -> tuple[_Memory | None, int]:
     """The second version of NVML's figures, which tells what the driver reserves, else the first."""
     info, code = driver.answer("nvmlDeviceGetMemoryInfo", handle, driver.nvml.nvmlMemory_v2)
     reserved = info.reserved if info else None
@@ -153,7 +153,7 @@ def _ask_memory(driver: Driver, handle: Any) -> tuple[_Memory | None, int]:
     return _Memory(total_bytes=info.total, free_bytes=info.free, used_bytes=info.used, reserved_bytes=reserved), 0
 
 
-def _read_processes(driver: Driver, handle: Any, root: Path) -> tuple[GpuProcess, ...]:
+def read_processes(driver: Driver, handle: Any, root: Path) -> tuple[GpuProcess, ...]:
     """Who holds memory, computing or drawing, each process once."""
     used: dict[int, int | None] = {}
     for kind in ("Compute", "Graphics", "MPSCompute"):
@@ -205,7 +205,7 @@ def _read_retired_pages(driver: Driver, handle: Any) -> int | None:
     return None if rows is None else int(rows[0] + rows[1])
 
 
-def _read_throttles(driver: Driver, handle: Any) -> tuple[str, ...]:
+def read_throttles(driver: Driver, handle: Any) -> tuple[str, ...]:
     bits = _first(driver, handle, "CurrentClocksEventReasons", "CurrentClocksThrottleReasons") or 0
     return tuple(name for bit, name in _THROTTLES.items() if bits & bit)
 
@@ -251,7 +251,7 @@ def _describe(process: GpuProcess) -> str:
 
 def _health_notes(driver: Driver, handle: Any, throttles: tuple[str, ...]) -> list[str]:
     notes = []
-    if slowdowns := [name for name in throttles if name in _SLOWDOWNS]:
+    if slowdowns := [name for name in throttles if name in SLOWDOWNS]:
         notes.append(f"slowed down now ({', '.join(slowdowns)}): what is measured now is too slow")
     width, widest = (driver.ask(f"nvmlDeviceGet{which}PcieLinkWidth", handle) for which in ("Curr", "Max"))
     if width and widest and width < widest:

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -90,9 +90,9 @@ def start(
 
     `keep` are descriptors that the command inherits, `folder` is where it runs.
     """
-    hear, alive = os.pipe()
-    status, tell = os.pipe()
-    try:
+    with ExitStack() as ours, ExitStack() as theirs:
+        hear, alive = pipe(theirs, ours)
+        status, tell = pipe(ours, theirs)
         guard = subprocess.Popen(
             # Isolated and without site-packages it starts in a fraction of the time.
             [sys.executable, "-I", "-S", "-c", _BOOTSTRAP.format(root=str(ROOT)), str(hear), str(tell),
@@ -105,11 +105,17 @@ def start(
             cwd=folder,
             start_new_session=True,
         )  # fmt: skip
-    finally:
-        os.close(hear)
-        os.close(tell)
+        ours.pop_all()  # they are the Guarded's from here on
     ticks = processes.started_ticks(guard.pid)
     return Guarded(guard=guard, token=token, started_ticks=ticks, _alive=alive, _status=status)
+
+
+def pipe(reader: ExitStack, writer: ExitStack) -> tuple[int, int]:
+    """A pipe whose ends are closed with these two."""
+    hear, tell = os.pipe()
+    reader.callback(os.close, hear)
+    writer.callback(os.close, tell)
+    return hear, tell
 
 
 def main() -> None:

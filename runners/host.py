@@ -30,14 +30,14 @@ def total_memory(root: Path = Path("/")) -> int | None:
 def available_memory(root: Path = Path("/")) -> int | None:
     """What can be allocated now: the kernel's figure, or what the tightest control group leaves."""
     kernel = _meminfo(root, "MemAvailable")
-    rooms = [room for folder in _control_groups(root, "memory") for room in _memory_rooms(folder)]
+    rooms = [room for folder in control_groups(root, "memory") for room in _memory_rooms(folder)]
     return min([*rooms, *([] if kernel is None else [kernel])], default=None)
 
 
 def usable_cores(root: Path = Path("/")) -> int | None:
     """Processors that this process may keep busy: its affinity, or the tightest quota, but at least one."""
     affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    quotas = [quota for folder in _control_groups(root, "cpu") for quota in _cpu_quotas(folder)]
+    quotas = [quota for folder in control_groups(root, "cpu") for quota in _cpu_quotas(folder)]
     cores = min([*quotas, *([] if affinity is None else [affinity])], default=None)
     return None if cores is None else max(1, int(cores))
 
@@ -71,7 +71,7 @@ def _meminfo(root: Path, key: str) -> int | None:
     return None
 
 
-def _control_groups(root: Path, controller: str) -> Iterator[Path]:
+def control_groups(root: Path, controller: str) -> Iterator[Path]:
     """The folders, of either version, of this process's control group and its ancestors for one controller.
 
     A container may see a path that does not exist below its own mount, or leads out of it: there only the mount itself

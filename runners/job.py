@@ -13,10 +13,12 @@ from typing import Any
 from estimators.config_json import parse_config
 from estimators.document import from_document, to_document
 from estimators.errors import BadInput
+from estimators.learning import Training, check
 from estimators.models import Config
 from estimators.recipe import Recipe
+from estimators.strict import decoded, encoded
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 JOB, RESULT, LOG = "job.json", "result.json", "log.txt"
 RANDOM = "random"
 TOKEN_BYTES = 16
@@ -35,6 +37,8 @@ class Job:
     """Or the absolute path of a checkpoint folder with safetensors."""
     data: str | None = None
     """The absolute path of a JSONL file, one example a line; None: random tokens."""
+    training: Training = field(default_factory=Training)
+    """How it learns; what a run that is only measured has no need of."""
     steps: int = 6
     seed: int = 42
     save: bool = False
@@ -83,6 +87,7 @@ def create(folder: Path, job: Job) -> Path:
         raise BadInput(f"{folder}: {error.strerror}") from None
     document = {field.name: getattr(job, field.name) for field in dataclasses.fields(Job)}
     document |= {"recipe": to_document(job.recipe), "config": dict(job.config), "versions": dict(job.versions)}
+    document |= {"training": encoded(job.training)}
     write_atomically(folder / JOB, {"schema_version": SCHEMA_VERSION, **document})
     return folder
 
@@ -107,7 +112,8 @@ def read(folder: Path) -> Job:
     for name, valid in CHECKS.items():
         if not valid(table[name]):
             raise BadInput(f"{path}: {name} cannot be {repr(table[name])[:60]}")
-    values: dict[str, Any] = {**table, "recipe": from_document(table["recipe"])}
+    training = check(decoded(Training, table["training"], f"{path}: training"))
+    values: dict[str, Any] = {**table, "recipe": from_document(table["recipe"]), "training": training}
     return Job(**values)
 
 

@@ -1,16 +1,18 @@
 """Runs a job folder on given GPUs under a guard, watches it, and sums up how it ended and what it took.
 
 A `Bench` is the GPUs that measurements run on, one after another: it refuses them when others are on them, remembers
-what they hold when idle, and keeps a warm process waiting.
+what they hold when idle, and keeps a warm process waiting. It belongs to one thread; several threads have one each.
 """
 
 import json
+import shutil
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Protocol
 
 from estimators.errors import BadInput
 from estimators.hardware import Gpu
@@ -20,22 +22,16 @@ from runners import cards, ends, guard, job
 from runners.cards import SLACK_BYTES, CardState, OccupiedGpu, Watch
 from runners.environment import command_of, environment_of, needs_launcher, settings_of
 from runners.job import Job
-from runners.spare import SERVED, STARTING_SECONDS, Spare
-from runners.watching import Limits, Tenants, Watcher, last_phase
+from runners.running import ColdJob, Running, WarmJob
+from runners.spare import STARTING_SECONDS, Spare
+from runners.watching import CancelledError, Limits, Tenants, Watcher, check_wanted, last_phase
 
-POLL_SECONDS = 0.05
+POLL_SECONDS = 0.02
 SETTLE_TOLERANCE = 0.02
 """Of what the card held when idle, or SLACK_BYTES if that is more."""
-LOG_TAIL_BYTES = 1 << 20
-
-
-class Running(Protocol):
-    """A job under way."""
-
-    def poll(self) -> int | None: ...
-    def pids(self) -> Sequence[int]: ...
-    def end(self) -> int: ...
-    def token(self) -> str: ...
+LOG_TAIL_BYTES = LEAST_DISK_BYTES = 1 << 20
+SPARES_THAT_SERVE_ONCE = 2
+"""As many wait where a spare cannot fork: one alone would still be importing when the next job comes."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -50,21 +46,39 @@ class Bench:
     """What each card held when the bench was opened."""
     child: Callable[[Path], list[str]] = lambda folder: guard.python("runners.train", str(folder))
     """The command of one rank: another one in tests."""
-    spares: dict[tuple[tuple[str, str], ...], Spare] = field(default_factory=dict)
+    spares: list[tuple[tuple[tuple[str, str], ...], Spare]] = field(default_factory=list)
+    """Every warm process that has not ended, the job's included, with the environment that it was started in."""
 
     def prepare(self, work: Job) -> Spare | None:
-        """A warm process for jobs like this one, started if there is none; None where a launcher starts the ranks."""
+        """A warm process for jobs like this one, started if there is none; None where a launcher starts the ranks, and
+        where none could be started."""
+        for _, spare in self.spares:
+            if spare.taken:  # jobs follow each other here, so its own is one that an interrupt tore from our hands
+                spare.end()
+        return next((spare for spare in self.refill(work) if not spare.taken), None)
+
+    def refill(self, work: Job) -> list[Spare]:
+        """The warm processes for jobs like this one, as many as are wanted."""
         if not self.warm or needs_launcher(work):
-            return None
+            return []
         environment = environment_of(work, self.gpus)
         key = settings_of(environment)
-        if key not in self.spares:
-            capability = self.gpus[0].device.compute_capability if self.gpus else None
-            self.spares[key] = Spare(environment, capability)
-        return self.spares[key]
+        self.spares[:] = [(other, spare) for other, spare in self.spares if not spare.ended]
+        alike = [spare for other, spare in self.spares if other == key]
+        known = [spare for spare in alike if spare.ready()]
+        if any(spare.forks for spare in known):
+            return alike
+        missing = (SPARES_THAT_SERVE_ONCE if known else 1) - sum(not spare.taken for spare in alike)
+        capability = self.gpus[0].device.compute_capability if self.gpus else None
+        with suppress(OSError):  # a spare too few makes a job slow, and none fail
+            for _ in range(missing):
+                alike.append(Spare(environment, capability))
+                self.spares.append((key, alike[-1]))
+        return alike
 
-    def forget(self, spare: Spare) -> None:
-        self.spares = {key: other for key, other in self.spares.items() if other is not spare}
+    def close(self) -> None:
+        for _, spare in self.spares:
+            spare.end()
 
 
 @contextmanager
@@ -89,8 +103,7 @@ def open_bench(
         try:
             yield bench
         finally:
-            for spare in list(bench.spares.values()):
-                spare.end()
+            bench.close()
 
 
 def refuse_occupied(states: Sequence[CardState]) -> None:
@@ -106,12 +119,17 @@ def refuse_occupied(states: Sequence[CardState]) -> None:
 
 
 def run(
-    folder: Path, bench: Bench, *, limits: Limits | None = None, progress: Callable[[str], None] = lambda line: None
-) -> Result:
+    folder: Path, bench: Bench, *, limits: Limits | None = None, progress: Callable[[str], None] = lambda line: None,
+    cancel: threading.Event | None = None,
+) -> Result:  # fmt: skip
     """Runs the job in `folder` to its end, whatever that is, and leaves nothing of it alive.
 
+    Any thread may run jobs, each on a bench of its own. A Ctrl-C reaches the main thread alone: it sets the others'
+    `cancel` if it wants to wait for them; where it ends instead, their jobs are cancelled by that.
+
     Args:
-        progress: called with "PHASE STEP" of the slowest rank whenever that changes.
+        progress: called with "PHASE STEP", or "PHASE STEP LOSS", of the slowest rank whenever that changes.
+        cancel: once it is set, in any thread, the job is ended as CANCELLED.
 
     Raises:
         OccupiedGpu: somebody else came onto a GPU since the bench was opened.
@@ -122,55 +140,57 @@ def run(
     work = job.read(folder)
     if bench.gpus and len(bench.gpus) != work.ranks:
         raise BadInput(f"{folder}: a job for {work.ranks} GPUs, and {len(bench.gpus)} are given")
-    notes = settle(bench, limits)
-    tenants = Tenants(bench.read(), bench.gpus)
+    notes: list[str] = []
     kills = ends.oom_kills()
-    warm, running, status = False, None, 0
-    stopped: End | None = None
+    running: Running | None = None
+    status, stopped = 0, None
     try:
-        warm, running = _start(folder, work, bench)
-        stopped = Watcher(folder, work, limits, running, tenants, bench.read, progress).wait()
-    except KeyboardInterrupt:
-        stopped = End(outcome=Outcome.CANCELLED, evidence="interrupted")
+        notes += settle(bench, limits, cancel)
+        tenants = Tenants(bench.read(), bench.gpus, notes)
+        running = _start(folder, work, bench, cancel)
+        bench.refill(work)
+        stopped = Watcher(folder, work, limits, running, tenants, bench.read, progress, cancel).wait()
+    except (KeyboardInterrupt, CancelledError) as error:
+        stopped = End(outcome=Outcome.CANCELLED, evidence=str(error) or "interrupted")
     except OSError as error:  # no process could be started
         text = f"{type(error).__name__}: {error}"
         stopped = End(outcome=ends.recognise(text) or Outcome.FAILED, evidence=ends.one_line(text))
     finally:
         if running is not None:
-            with _undisturbed():
+            with undisturbed():
                 status = running.end()
-    notes += tenants.notes
     end, reports = collect(folder, work, status, stopped, ends.oom_kills() - kills)
-    result = Result(end=end, ranks=reports, notes=tuple(notes), seconds=time.monotonic() - began, warm=warm)
+    seconds, warm = time.monotonic() - began, isinstance(running, WarmJob)
+    result = Result(end=end, ranks=reports, notes=tuple(notes), seconds=seconds, warm=warm)
     with suppress(OSError):  # a full disk loses the file, not the result
         job.write_atomically(folder / job.RESULT, to_document(result))
     return result
 
 
 @contextmanager
-def _undisturbed() -> Iterator[None]:
-    """A second Ctrl-C does not keep us from cleaning up after the first."""
-    import signal
-    import threading
-
-    if threading.current_thread() is not threading.main_thread():
+def undisturbed() -> Iterator[None]:
+    """A second Ctrl-C, or a second word to stop, does not keep us from cleaning up after the first."""
+    if threading.current_thread() is not threading.main_thread():  # which never sees one
         yield
         return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
 
-def settle(bench: Bench, limits: Limits) -> list[str]:
+def settle(bench: Bench, limits: Limits, cancel: threading.Event | None = None) -> list[str]:
     """Waits until the cards hold no more than when they were idle; what still is wrong then, as notes.
 
     Raises:
         OccupiedGpu: a process stays on a card, and the bench does not share.
+        CancelledError: the job is not wanted any more.
     """
     until = time.monotonic() + limits.settle_seconds
     while True:
+        check_wanted(cancel)
         states = bench.read()
         held = [state for state in states if _above_idle(state, bench.idle.get(state.uuid))]
         busy = [state for state in states if state.processes and not bench.share]
@@ -190,81 +210,28 @@ def _above_idle(state: CardState, idle: int | None) -> bool:
     return state.held_bytes > idle + max(SLACK_BYTES, SETTLE_TOLERANCE * idle)
 
 
-def _start(folder: Path, work: Job, bench: Bench) -> tuple[bool, Running]:
+def _start(folder: Path, work: Job, bench: Bench, cancel: threading.Event | None) -> Running:
+    """In a warm process where the bench has one, else, or where that has died, in processes of its own."""
     spare = bench.prepare(work)
-    if spare is not None and spare.ready(STARTING_SECONDS):
+    if spare is not None and _ready(spare, cancel):
         with suppress(BrokenPipeError):  # it died while it waited
-            running = WarmJob(spare, bench, folder)
-            if not spare.forks:  # it is the job now, and the next one must be imported beside it
-                bench.forget(spare)
-                bench.prepare(work)
-            return True, running
+            return WarmJob(spare, folder)
     if spare is not None:
-        bench.forget(spare)
         spare.end()
     environment = environment_of(work, bench.gpus)
     command = command_of(bench.child(folder), work)
     with (folder / job.LOG).open("ab") as log:
-        return False, ColdJob(guard.start(command, environment, work.token, log, folder=folder))
+        return ColdJob(guard.start(command, environment, work.token, log, folder=folder))
 
 
-class ColdJob:
-    """A job in processes started for it."""
-
-    def __init__(self, process: guard.Guarded) -> None:
-        self._process = process
-
-    def poll(self) -> int | None:
-        return self._process.poll()
-
-    def pids(self) -> Sequence[int]:
-        return self._process.processes()
-
-    def end(self) -> int:
-        return self._process.end()
-
-    def token(self) -> str:
-        return self._process.token
-
-
-class WarmJob:
-    """A job in the bench's spare, or in a process forked from it."""
-
-    def __init__(self, spare: Spare, bench: Bench, folder: Path) -> None:
-        self._spare, self._bench = spare, bench
-        self._status: int | None = None
-        spare.take(folder)
-
-    def poll(self) -> int | None:
-        if self._status is None:
-            message = self._spare.message()
-            if message is not None and message["state"] == SERVED:
-                self._status = int(message["status"])
-            else:
-                self._status = self._spare.process.poll()
-        return self._status
-
-    def pids(self) -> Sequence[int]:
-        return self._spare.process.processes()
-
-    def end(self) -> int:
-        """One that forks goes on, whatever became of its child; one that was the job itself has ended."""
-        if self._spare.forks and self._settled():
-            return self._status or 0
-        self._bench.forget(self._spare)
-        status = self._spare.end()
-        return status if self._status is None else self._status
-
-    def _settled(self) -> bool:
-        """Kills what is left of the job; whether the spare says that its child is buried."""
-        self._spare.kill_leftovers()
-        until = time.monotonic() + guard.LONGEST_DYING_SECONDS
-        while self.poll() is None and time.monotonic() < until:
-            time.sleep(POLL_SECONDS)
-        return self._spare.process.poll() is None and self._status is not None
-
-    def token(self) -> str:
-        return self._spare.process.token
+def _ready(spare: Spare, cancel: threading.Event | None) -> bool:
+    """Whether it has everything imported, once it has, or has died, or takes too long for that."""
+    until = time.monotonic() + STARTING_SECONDS
+    while not spare.ready(POLL_SECONDS):
+        check_wanted(cancel)
+        if spare.process.poll() is not None or time.monotonic() > until:
+            return False
+    return True
 
 
 def collect(
@@ -285,9 +252,19 @@ def collect(
         log=_tail(folder / job.LOG), oom_kills=kills, stopped=stopped,
     )  # fmt: skip
     end = ends.judge(remains)
+    if end.outcome is Outcome.FAILED and (full := _full_disk(folder)):
+        end = replace(end, evidence=ends.one_line(f"{full}: {end.evidence}"))
     if not end.ok and end.phase is None:  # it died without a word
         end = replace(end, phase=last_phase(folder, end.rank or 0))
     return end, tuple(reports)
+
+
+def _full_disk(folder: Path) -> str | None:
+    """A job that could write nothing more has often left no word of it, as that had to be written too."""
+    with suppress(OSError):
+        free = shutil.disk_usage(folder).free
+        return f"{format_bytes(free)} left on the disk of {folder}" if free < LEAST_DISK_BYTES else None
+    return None
 
 
 def _tail(path: Path) -> str:

@@ -3,7 +3,7 @@
 import gc
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from transformers import TrainerCallback
 
-from estimators.outcome import STEADY, Phase
+from estimators.outcome import PHASES, STEADY, Phase, merged
 from estimators.units import KIB
 from runners.cards import CardState, Read
 from runners.host import available_memory
@@ -23,14 +23,20 @@ BEAT_BYTES = 64
 
 
 class Beat:
-    """One line of fixed length in a file, rewritten at every step: process, start, phase, step."""
+    """One line of fixed length in a file, rewritten at every step: process, start, phase, step.
+
+    Then the last loss, where one is known; and in an evaluation the batches that are done.
+    """
 
     def __init__(self, path: Path) -> None:
         self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         self._prefix = f"{os.getpid()} {started_ticks(os.getpid())}"
 
-    def at(self, phase: str, step: int = 0) -> None:
-        line = f"{self._prefix} {phase} {step}".ljust(BEAT_BYTES - 1) + "\n"
+    def at(self, phase: str, step: int = 0, loss: float | None = None, batch: int | None = None) -> None:
+        words = [self._prefix, phase, str(step)]
+        if loss is not None:
+            words += [f"{loss:.4g}", *([] if batch is None else [str(batch)])]
+        line = " ".join(words)[: BEAT_BYTES - 1].ljust(BEAT_BYTES - 1) + "\n"
         os.pwrite(self._descriptor, line.encode(), 0)
 
 
@@ -39,10 +45,11 @@ class Meter:
 
     def __init__(self, beat: Beat, *, cuda: bool = False, cards: Read = tuple, pids: Sequence[int] = ()) -> None:
         self.cuda = cuda
-        self.phases: list[Phase] = []
         self.step_seconds: list[float] = []
+        self.losses: list[float] = []
         self.meter_seconds = 0.0
         self.phase_name = "start"
+        self._stretches: list[Phase] = []
         self._beat, self._cards = beat, cards
         self._pids = pids or (os.getpid(),)
         self._device_before, self._host_before = self._held_bytes(), available_memory()
@@ -50,6 +57,12 @@ class Meter:
         self._joules: float | None = None
         self._retries = 0
         beat.at(self.phase_name)
+
+    @property
+    def phases(self) -> tuple[Phase, ...]:
+        """One of each name: a phase that was interrupted, as training is by an evaluation, has several stretches."""
+        names = sorted({stretch.name for stretch in self._stretches}, key=PHASES.index)
+        return tuple(merged([one for one in self._stretches if one.name == name]) for name in names)
 
     @property
     def own_device_bytes(self) -> int | None:
@@ -63,13 +76,25 @@ class Meter:
         yield
         self.finish()
 
+    @contextmanager
+    def aside(self, name: str) -> Iterator[None]:
+        """Another phase inside the present one, which is not charged with it: neither its time nor its peaks."""
+        interrupted = self.phase_name
+        self.finish()
+        held = self._reserved()
+        with self.phase(name):
+            yield
+        if self._reserved() > held:  # what the allocator keeps of it would count as the interrupted phase's own
+            clean_up(self.cuda)
+        self.begin(interrupted)
+
     def begin(self, name: str) -> None:
         self.phase_name = name
         self.synchronize()
         if self.cuda:
             torch.cuda.reset_peak_memory_stats()
         _forget_resident_peak()
-        self._beat.at(name)
+        self.beat()
         card = self._card()
         self._joules = card.joules if card else None
         self._retries = self._all_retries()
@@ -80,7 +105,7 @@ class Meter:
         self.synchronize()
         seconds, card = time.perf_counter() - self._began, self._card()
         host = available_memory()
-        self.phases.append(
+        self._stretches.append(
             Phase(
                 name=self.phase_name,
                 seconds=seconds,
@@ -93,10 +118,16 @@ class Meter:
             )
         )
 
-    def step(self, seconds: float) -> None:
+    def step(self, seconds: float, loss: float | None = None) -> None:
         """An optimizer step is over."""
         self.step_seconds.append(seconds)
-        self._beat.at(self.phase_name, len(self.step_seconds))
+        if loss is not None:
+            self.losses.append(loss)
+        self.beat()
+
+    def beat(self, loss: float | None = None, batch: int | None = None) -> None:
+        """A sign of life, with how far the training is, and an evaluation's `loss` and `batch` where it is in one."""
+        self._beat.at(self.phase_name, len(self.step_seconds), self.losses[-1] if self.losses else loss, batch)
 
     def synchronize(self) -> None:
         if self.cuda:
@@ -110,6 +141,9 @@ class Meter:
             "peak_reserved_bytes": torch.cuda.max_memory_reserved(),
             "allocator_retries": self._all_retries() - self._retries,
         }
+
+    def _reserved(self) -> int:
+        return torch.cuda.memory_reserved() if self.cuda else 0
 
     def _all_retries(self) -> int:
         return int(torch.cuda.memory_stats().get("num_alloc_retries", 0)) if self.cuda else 0
@@ -130,10 +164,13 @@ class Meter:
 
 
 class StepClock(TrainerCallback):
-    """Times every optimizer step between two synchronisations, and turns warm-up into the steady phase."""
+    """Times every optimizer step between two synchronisations, and turns warm-up into the steady phase.
 
-    def __init__(self, meter: Meter, warm_up_steps: int) -> None:
-        self._meter, self._warm_up_steps, self._began = meter, warm_up_steps, 0.0
+    `loss` is asked for the step's loss after its time is taken.
+    """
+
+    def __init__(self, meter: Meter, warm_up_steps: int, loss: Callable[[], float | None] = lambda: None) -> None:
+        self._meter, self._warm_up_steps, self._loss, self._began = meter, warm_up_steps, loss, 0.0
 
     def on_step_begin(self, *arguments: Any, **named: Any) -> None:
         self._meter.synchronize()
@@ -143,7 +180,7 @@ class StepClock(TrainerCallback):
         meter = self._meter
         meter.synchronize()
         seconds, processor = time.perf_counter() - self._began, time.thread_time()
-        meter.step(seconds)
+        meter.step(seconds, self._loss())
         meter.meter_seconds += time.thread_time() - processor
         if len(meter.step_seconds) == self._warm_up_steps:
             meter.finish()
@@ -155,16 +192,18 @@ class StepClock(TrainerCallback):
 
 
 class Counting:
-    """A collator that counts the tokens of what it hands on: (real, padded) of each micro-batch, in order."""
+    """A collator that counts what it hands on, micro-batch by micro-batch: its tokens (real, padded) and its width."""
 
     def __init__(self, collate: Any) -> None:
         self._collate = collate
         self.counts: list[tuple[int, int]] = []
+        self.widths: list[int] = []
 
     def __call__(self, rows: Any) -> Any:
         batch = self._collate(rows)
         padded = int(batch["input_ids"].numel())
         mask = batch.get("attention_mask")
+        self.widths.append(int(batch["input_ids"].shape[-1]))
         self.counts.append((padded if mask is None else int(mask.sum()), padded))
         return batch
 

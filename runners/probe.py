@@ -70,10 +70,10 @@ def probe(
     Raises:
         NoUsableGpu: a driver is installed but broken, or none of its GPUs can be used.
     """
-    binding = _load_binding()
+    binding = load_binding()
     host = read_host(root, disk)
     try:
-        with _session(binding) as driver:
+        with session(binding) as driver:
             return _probe(driver, environment, find, root, host)
     except binding.NVMLError as error:
         absent = _why_absent(int(error.value), root)
@@ -82,7 +82,7 @@ def probe(
     return Probe(gpus=(), hidden=0, host=host, driver_version=None, absent=absent)
 
 
-def _load_binding() -> Any:
+def load_binding() -> Any:
     """The module pynvml, which several distributions offer, if it is the one that works."""
     try:
         import pynvml  # type: ignore[import-untyped]
@@ -101,7 +101,7 @@ def _load_binding() -> Any:
 
 
 @contextmanager
-def _session(binding: Any) -> Iterator[Driver]:
+def session(binding: Any) -> Iterator[Driver]:
     binding.nvmlInit()
     try:
         yield Driver(binding)

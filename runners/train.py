@@ -11,23 +11,39 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from estimators.learning import Learning
 from estimators.outcome import EVALUATION, FIRST_STEP, LOAD, SAVE, STEADY, RankReport, rank_document
 from estimators.process import LIBRARY_BYTES
 from runners import cards, job
-from runners.data import load_tokenizer, make_rows
+from runners.data import held_out_rows, load_tokenizer, make_rows
+from runners.environment import CARDS
 from runners.job import Job
+from runners.learning import HeldOut, StepLosses
 from runners.losses import DeviceName
 from runners.meter import WARM_UP_STEPS, Beat, Counting, Meter, StepClock, clean_up
-from runners.trainers import check_parallelism, make_trainer, training_arguments
+from runners.metric import Metric, load_metric, score
+from runners.trainers import check_parallelism, make_padding, make_trainer, training_arguments
 from runners.weights import make_model
 
-VISIBLE = "CUDA_VISIBLE_DEVICES"
 EVALUATED_BATCHES = 2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Loaded:
+    """A job that is ready to train."""
+
+    trainer: Any
+    tokenizer: Any
+    counting: Counting
+    dropped: int
+    held_out: HeldOut | None
+    metric: Metric | None
 
 
 def main() -> None:
@@ -69,20 +85,21 @@ def failure_document(error: BaseException, rank: int, phase: str) -> dict[str, A
 def measure(work: Job, folder: Path, beat: Beat, entered: Callable[[Meter], None]) -> RankReport:
     """What this rank takes to do the job. `entered` gets the meter, which knows the phase when something fails."""
     device, local = _device(), int(os.environ.get("LOCAL_RANK", "0"))
-    uuids = _visible_uuids()
+    uuids = _cards()
     with cards.watch(uuids[local : local + 1]) as read:
         meter = Meter(beat, cuda=device == "cuda", cards=read)
         entered(meter)
         torch.manual_seed(work.seed)
         context, cap = _enter_gpu(work, meter, local, uuids) if device == "cuda" else (None, None)
         with meter.phase(LOAD):
-            trainer, counting = _load(work, folder, device, meter)
+            ready = _load(work, folder, device, meter)
         loaded = torch.cuda.memory_allocated() if device == "cuda" else None
         meter.begin(FIRST_STEP if _warm_up(work) else STEADY)  # also what the trainer prepares before its first step
-        trainer.train()
-        _afterwards(work, folder, trainer, meter)
-        warm_up = _warm_up(work)
-        counts = counting.counts[warm_up * work.recipe.gradient_accumulation :][: _micro_batches(work)]
+        ready.trainer.train()
+        scored = _afterwards(work, folder, ready, meter)
+        warm_up, micro_batches = _warm_up(work), _micro_batches(work, meter)
+        taken, widths = ready.counting.counts[:micro_batches], ready.counting.widths[:micro_batches]
+        steady = taken[warm_up * work.recipe.gradient_accumulation :]
         return RankReport(
             rank=int(os.environ.get("RANK", "0")),
             device_name=torch.cuda.get_device_name() if device == "cuda" else "cpu",
@@ -90,12 +107,14 @@ def measure(work: Job, folder: Path, beat: Beat, entered: Callable[[Meter], None
             loaded_bytes=loaded,
             context_bytes=context,
             cap_bytes=cap,
-            phases=tuple(meter.phases),
+            phases=meter.phases,
             step_seconds=tuple(meter.step_seconds),
             warm_up_steps=warm_up,
-            steady_tokens=sum(real for real, _ in counts),
-            steady_padded_tokens=sum(padded for _, padded in counts),
+            steady_tokens=sum(real for real, _ in steady),
+            steady_padded_tokens=sum(padded for _, padded in steady),
+            widths=(min(widths), max(widths)) if widths else (),
             meter_seconds=meter.meter_seconds,
+            learning=_learning(ready, meter, sum(real for real, _ in taken), scored),
         )
 
 
@@ -104,41 +123,78 @@ def _device() -> DeviceName:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def _visible_uuids() -> list[str]:
-    return [name for name in os.environ.get(VISIBLE, "").split(",") if name.startswith(("GPU-", "MIG-"))]
+def _cards() -> list[str]:
+    return [name for name in os.environ.get(CARDS, "").split(",") if name]
 
 
 def _warm_up(work: Job) -> int:
     return min(WARM_UP_STEPS, work.steps - 1)
 
 
-def _micro_batches(work: Job) -> int:
-    """Of the steady steps of one rank."""
-    return (work.steps - _warm_up(work)) * work.recipe.gradient_accumulation
+def _micro_batches(work: Job, meter: Meter) -> int:
+    """That one rank trained on; one more may have been fetched, and impatience may have ended the job early."""
+    return len(meter.step_seconds) * work.recipe.gradient_accumulation
 
 
-def _load(work: Job, folder: Path, device: DeviceName, meter: Meter) -> tuple[Any, Counting]:
+def _learning(ready: Loaded, meter: Meter, tokens: int, scored: float | None) -> Learning:
+    held_out = ready.held_out
+    return Learning(
+        losses=tuple(meter.losses),
+        evaluated=tuple(held_out.evaluated) if held_out else (),
+        tokens=tokens,
+        dropped=ready.dropped,
+        stopped_at=held_out.stopped_at if held_out else None,
+        score=scored,
+    )
+
+
+def _load(work: Job, folder: Path, device: DeviceName, meter: Meter) -> Loaded:
+    metric = load_metric(work)
     arguments = training_arguments(work, folder, device)
     tokenizer = load_tokenizer(work)
     sharded = work.recipe.parallelism.kind == "zero3"  # built shard by shard, from the CPU's memory
     model = make_model(work, "cpu" if sharded else device)
     rows = make_rows(work, model.config.vocab_size, tokenizer)
-    trainer: Any = make_trainer(work, arguments, model, rows, tokenizer, StepClock(meter, _warm_up(work)))
+    losses, held_out = StepLosses(), _held_out(work, tokenizer, meter)
+    callbacks = [StepClock(meter, _warm_up(work), losses.take), *([held_out] if held_out else [])]
+    trainer: Any = make_trainer(work, arguments, model, rows, tokenizer, callbacks)
+    losses.listen(trainer)
     check_parallelism(work.recipe, trainer)
     trainer.data_collator = counting = Counting(trainer.data_collator)
+    dropped = rows.dropped
     del model
     clean_up(meter.cuda)
-    return trainer, counting
+    return Loaded(
+        trainer=trainer, tokenizer=tokenizer, counting=counting, dropped=dropped, held_out=held_out, metric=metric
+    )
 
 
-def _afterwards(work: Job, folder: Path, trainer: Any, meter: Meter) -> None:
-    """Evaluation and saving, where the job has them."""
-    if work.recipe.evaluation_batch:
+def _held_out(work: Job, tokenizer: Any, meter: Meter) -> HeldOut | None:
+    rows = held_out_rows(work, tokenizer)
+    if not rows:
+        return None
+    batch = _evaluation_batch(work)
+    return HeldOut(training=work.training, rows=rows, collate=make_padding(tokenizer), batch=batch, meter=meter)
+
+
+def _evaluation_batch(work: Job) -> int:
+    return work.recipe.evaluation_batch or work.recipe.micro_batch
+
+
+def _afterwards(work: Job, folder: Path, ready: Loaded, meter: Meter) -> float | None:
+    """Evaluation and saving, where the job has them; the score of the user's own metric."""
+    trainer, scored = ready.trainer, None
+    if work.recipe.evaluation_batch and ready.held_out is None:
         with meter.phase(EVALUATION):
             trainer.evaluate(_first(trainer.train_dataset, EVALUATED_BATCHES * work.recipe.evaluation_batch))
+    if ready.metric is not None and int(os.environ.get("RANK", "0")) == 0:
+        with meter.phase(EVALUATION):
+            batch, beat = _evaluation_batch(work), lambda number: meter.beat(batch=number)
+            scored = score(ready.metric, work, trainer.model, ready.tokenizer, batch, beat)
     if work.save:
         with meter.phase(SAVE):
             trainer.save_model(str(folder / "trained"))
+    return scored
 
 
 def _first(rows: Any, count: int) -> Any:

@@ -1,7 +1,7 @@
 """How each tool spells a recipe: transformers' TrainingArguments, TRL's SFTConfig, DeepSpeed's and FSDP's settings."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,6 @@ from estimators.recipe import Recipe
 from runners.data import Padding
 from runners.job import Job
 from runners.losses import DeviceName
-from runners.meter import StepClock
 from runners.tools import tool
 
 COLLECTIVE_SECONDS = 180
@@ -25,9 +24,15 @@ DEEPSPEED_OPTIMIZERS = {"adamw_torch": "AdamW", "adamw_torch_fused": "AdamW"}
 """DeepSpeed makes FusedAdam of it on a GPU, and CPUAdam where it is offloaded."""
 
 
-def make_trainer(job: Job, arguments: Any, model: Any, rows: Any, tokenizer: Any, clock: StepClock) -> Any:
+def make_trainer(
+    job: Job, arguments: Any, model: Any, rows: Any, tokenizer: Any, callbacks: Sequence[transformers.TrainerCallback]
+) -> Any:
     """The recipe's trainer over these rows."""
-    return TRAINERS[job.recipe.trainer](arguments, model, rows, tokenizer, clock)
+    return TRAINERS[job.recipe.trainer](arguments, model, rows, tokenizer, list(callbacks))
+
+
+def make_padding(tokenizer: Any) -> Padding:
+    return Padding(PAD_TOKEN if tokenizer is None else tokenizer.pad_token_id)
 
 
 def training_arguments(job: Job, folder: Path, device: DeviceName) -> Any:
@@ -67,6 +72,7 @@ def transformers_settings(job: Job, folder: Path) -> dict[str, Any]:
         "bf16": recipe.compute == "bfloat16",
         "fp16": recipe.compute == "float16",
         **checkpointing_settings(recipe),
+        **learning_settings(job),
         "optim": recipe.optimizer,  # our names are its own (OptimizerNames)
         "use_liger_kernel": recipe.loss == "liger",
         "seed": job.seed,
@@ -75,6 +81,19 @@ def transformers_settings(job: Job, folder: Path) -> dict[str, Any]:
         "save_strategy": "no",
         "report_to": [],
         "disable_tqdm": True,
+    }
+
+
+def learning_settings(job: Job) -> dict[str, Any]:
+    """How the job learns. A file's rows come in the order in which they were drawn; random ones need no other."""
+    training = job.training
+    warms_up = training.schedule == "constant" and training.warm_up_steps
+    return {
+        "lr_scheduler_type": "constant_with_warmup" if warms_up else training.schedule,
+        "warmup_steps": training.warm_up_steps,
+        "max_grad_norm": training.clip_norm,
+        "weight_decay": training.weight_decay,
+        **({} if job.data is None else {"train_sampling_strategy": "sequential"}),
     }
 
 
@@ -102,9 +121,10 @@ def ddp_settings(recipe: Recipe, folder: Path) -> dict[str, Any]:
 
 
 def fsdp2_settings(recipe: Recipe, folder: Path) -> dict[str, Any]:
-    offload = bool(recipe.parallelism.offload)
-    settings = {"fsdp_version": 2, "reshard_after_forward": True, "offload_params": offload}
-    return {"fsdp": "full_shard auto_wrap", "fsdp_config": settings}
+    """Offload stands among the words of `fsdp`, which every version reads: in fsdp_config its name has changed."""
+    offload = " offload" if recipe.parallelism.offload else ""
+    settings = {"fsdp_version": 2, "reshard_after_forward": True}
+    return {"fsdp": f"full_shard auto_wrap{offload}", "fsdp_config": settings}
 
 
 def deepspeed_settings(recipe: Recipe, folder: Path) -> dict[str, Any]:
@@ -167,14 +187,13 @@ def _without_fused(name: str) -> str:
     return "adamw_torch" if name == "adamw_torch_fused" or "bnb" in name or "paged" in name else name
 
 
-def _stock(arguments: Any, model: Any, rows: Any, tokenizer: Any, clock: StepClock) -> transformers.Trainer:
-    pad = PAD_TOKEN if tokenizer is None else tokenizer.pad_token_id
+def _stock(arguments: Any, model: Any, rows: Any, tokenizer: Any, callbacks: list[Any]) -> transformers.Trainer:
     return transformers.Trainer(
-        model=model, args=arguments, train_dataset=rows, data_collator=Padding(pad), callbacks=[clock]
+        model=model, args=arguments, train_dataset=rows, data_collator=make_padding(tokenizer), callbacks=callbacks
     )
 
 
-def _sft(arguments: Any, model: Any, rows: Any, tokenizer: Any, clock: StepClock) -> Any:
+def _sft(arguments: Any, model: Any, rows: Any, tokenizer: Any, callbacks: list[Any]) -> Any:
     """TRL's, over rows that are tokens already: it pads and shifts them, and makes its own loss."""
     lists = [_unpadded(rows[index]) for index in range(len(rows))]
     table = tool("datasets").Dataset.from_list(lists)
@@ -183,7 +202,7 @@ def _sft(arguments: Any, model: Any, rows: Any, tokenizer: Any, clock: StepClock
         args=arguments,
         train_dataset=table,
         processing_class=tokenizer or _idle_tokenizer(),
-        callbacks=[clock],
+        callbacks=callbacks,
     )
 
 

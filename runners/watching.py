@@ -2,6 +2,7 @@
 
 import re
 import signal
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -17,7 +18,7 @@ from runners.cards import SLACK_BYTES, CardState, Read
 from runners.job import Job
 from runners.processes import Identity, signal_ours
 
-POLL_SECONDS, CARDS_SECONDS = 0.05, 1.0
+POLL_SECONDS, CARDS_SECONDS = 0.02, 1.0
 STACKS_SECONDS = 1.0
 """How long a stuck process may take to write where it is stuck."""
 
@@ -33,6 +34,22 @@ class Limits:
     """For one optimizer step after the first."""
     settle_seconds: float = 20.0
     """For the GPUs to be as they were, before a job."""
+
+
+class CancelledError(Exception):
+    """Somebody has asked for the job's end."""
+
+
+def check_wanted(cancel: threading.Event | None) -> None:
+    """
+    Raises:
+        CancelledError: `cancel` is set, or the main thread is over, as after a Ctrl-C that it did not expect: what
+            another thread runs is nobody's then.
+    """
+    if cancel is not None and cancel.is_set():
+        raise CancelledError("cancelled")
+    if not threading.main_thread().is_alive():
+        raise CancelledError("the program is ending")
 
 
 class Watched(Protocol):
@@ -62,6 +79,11 @@ class _Sign:
     def step(self) -> int:
         return int(self.words[3]) if len(self.words) > 3 and self.words[3].isdecimal() else 0
 
+    @property
+    def line(self) -> str:
+        """Phase, step, and the loss where the rank tells it."""
+        return " ".join([self.phase, str(self.step), *self.words[4:5]])
+
 
 def last_phase(folder: Path, rank: int) -> str:
     """What the rank was doing when it was last heard of."""
@@ -74,10 +96,10 @@ def last_phase(folder: Path, rank: int) -> str:
 class Tenants:
     """Who else is on the GPUs, told from the job's own processes."""
 
-    def __init__(self, before: Sequence[CardState], gpus: Sequence[Gpu]) -> None:
+    def __init__(self, before: Sequence[CardState], gpus: Sequence[Gpu], notes: list[str]) -> None:
+        self.notes = notes
         self._before: Mapping[str, CardState] = {state.uuid: state for state in before}
         self._unified = {gpu.uuid for gpu in gpus if gpu.device.unified_memory}
-        self.notes: list[str] = []
 
     def look(self, states: Sequence[CardState], own: Sequence[int]) -> End | None:
         """Notes what is seen; the job's end where a card has failed."""
@@ -111,17 +133,22 @@ class Watcher:
 
     def __init__(
         self, folder: Path, work: Job, limits: Limits, running: Watched, tenants: Tenants, read: Read,
-        progress: Callable[[str], None],
+        progress: Callable[[str], None], cancel: threading.Event | None = None,
     ) -> None:  # fmt: skip
         self._folder, self._limits, self._running = folder, limits, running
-        self._tenants, self._read, self._progress = tenants, read, progress
+        self._tenants, self._read, self._progress, self._cancel = tenants, read, progress, cancel
         self._began = time.monotonic()
         self._signs = {rank: _Sign("", self._began) for rank in range(work.ranks)}
 
     def wait(self) -> End | None:
-        """None where the job ended by itself."""
+        """None where the job ended by itself.
+
+        Raises:
+            CancelledError: the job is not wanted any more.
+        """
         looked = 0.0
         while self._running.poll() is None:
+            check_wanted(self._cancel)
             now = time.monotonic()
             if end := self._overdue(now):
                 return end
@@ -153,7 +180,7 @@ class Watcher:
         if text and text != sign.text:
             sign.text, sign.seen_seconds = text, now
             if rank == min(self._signs, key=lambda other: self._signs[other].step):
-                self._progress(f"{sign.phase} {sign.step}")
+                self._progress(sign.line)
 
     def _timed_out(self, rank: int, sign: _Sign, why: str) -> End:
         place = self._where(rank, sign)

@@ -5,6 +5,9 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.smollm2 import smollm2
+
+__all__ = ["smollm2"]
 SKIPPED: list[str] = []
 
 

@@ -1,6 +1,6 @@
 """Rows for a job: random ones repeat, a file's are read strictly, and nothing but the completion is learned."""
 
-import json
+from dataclasses import replace
 from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
@@ -9,27 +9,20 @@ import pytest
 import torch
 
 from estimators.errors import BadInput
-from runners.data import NOT_LEARNED, Padding, RandomTokens, load_tokenizer, make_rows, pack, read_examples, tokenize
+from runners.chat import NOT_LEARNED
+from runners.data import Padding, RandomTokens, learned, load_tokenizer, make_rows, pack, tokenize
 from runners.job import Job
-from tests.runners import tiny_job
+from tests.runners import tiny_checkpoint, tiny_job
+from tests.runners.tiny_checkpoint import CHATML
 
 
 class Letters:
     """A tokenizer: each letter is a token, 1 begins a text and 2 ends it."""
 
-    eos_token_id, pad_token_id, chat_template = 2, 0, "{{ messages }}"
+    eos_token_id, pad_token_id = 2, 0
 
     def __call__(self, text: str, add_special_tokens: bool = True) -> dict[str, list[int]]:
         return {"input_ids": [1] * add_special_tokens + [ord(letter) for letter in text]}
-
-    def apply_chat_template(self, messages: list[dict[str, str]], tokenize: bool) -> str:
-        return "".join(f"<{one['role']}>{one['content']}" for one in messages)
-
-
-def file_of(folder: Path, *lines: object) -> Path:
-    path = folder / "rows.jsonl"
-    path.write_text("\n".join(line if isinstance(line, str) else json.dumps(line) for line in lines))
-    return path
 
 
 PAIR = {"prompt": "ab", "completion": "cd"}
@@ -56,13 +49,65 @@ def test_only_the_completion_is_learned() -> None:
     assert len(tokenize(PAIR, Letters(), 4)["input_ids"]) == 4
 
 
-def test_messages_go_through_the_checkpoints_own_template() -> None:
-    example = {"messages": [{"role": "user", "content": "hi"}]}
-    assert bytes(tokenize(example, Letters(), 100)["input_ids"].tolist()) == b"<user>hi"
-    plain = Letters()
-    plain.chat_template = ""
+CHAT = [
+    {"role": "user", "content": "a b"},
+    {"role": "assistant", "content": "c d"},
+    {"role": "user", "content": "e"},
+    {"role": "assistant", "content": "f c d"},
+]
+MARKED = (
+    "{% for message in messages %}<|im_start|> {{ message['role'] }}\n"
+    "{% if message['role'] == 'assistant' %}{% generation %}{{ message['content'] }} <|im_end|>{% endgeneration %}"
+    "{% else %}{{ message['content'] }} <|im_end|>{% endif %}{{ ' ' }}{% endfor %}"
+)
+THINKING = (
+    "{% for message in messages %}<|im_start|> {{ message['role'] }}\n"
+    "{% if message['role'] == 'assistant' and loop.last %}<think> {% endif %}{{ message['content'] }} <|im_end|>\n"
+    "{% endfor %}{% if add_generation_prompt %}<|im_start|> assistant\n{% endif %}"
+)
+"""It writes the last turn otherwise than earlier ones, as Qwen3's does."""
+
+
+def test_no_packed_row_is_of_prompts_alone(tmp_path: Path) -> None:
+    """Its loss would be the mean of nothing, and every weight nan after it."""
+    examples = [{"prompt": "", "completion": "x"}, {"prompt": "a" * 6, "completion": ""}]
+    joined = pack(cycle([tokenize(example, Letters(), 8) for example in examples]), 8)
+    assert not all(map(learned, islice(joined, 20)))
+    rows = make_rows(work_of(tmp_path / "rows", *examples, packing=True), 256, Letters())
+    assert len(rows) == 20 and all(learned(rows[index]) for index in range(20))
+
+
+@pytest.mark.parametrize(
+    ("template", "said"),
+    [
+        (CHATML, "c d <|im_end|> f c d <|im_end|>"),
+        (MARKED, "c d <|im_end|> f c d <|im_end|>"),
+        (THINKING, "c d <|im_end|> <think> f c d <|im_end|>"),
+    ],
+)
+def test_of_a_conversation_only_what_the_assistant_says_is_learned(template: str, said: str) -> None:
+    tokenizer = tiny_checkpoint.tokenizer(template)
+    row = tokenize({"messages": CHAT}, tokenizer, 100)
+    assert tokenizer.decode(row["labels"][row["labels"] != NOT_LEARNED]) == said
+    whole = tokenize({"messages": CHAT}, tokenizer, 100, completion_only=False)
+    assert torch.equal(whole["labels"], whole["input_ids"]) and torch.equal(whole["input_ids"], row["input_ids"])
+    assert learned(tokenize({"messages": CHAT[:1]}, tokenizer, 100)) == 0
+
+
+def test_a_template_that_cannot_be_taken_apart_is_refused() -> None:
+    backwards = "{% for message in messages | reverse %}{{ message['role'] }} {{ message['content'] }}\n{% endfor %}"
+    with pytest.raises(BadInput, match="generation"):
+        tokenize({"messages": CHAT}, tiny_checkpoint.tokenizer(backwards), 100)
+
+
+def test_messages_need_a_chat_template() -> None:
     with pytest.raises(BadInput, match="chat template"):
-        tokenize(example, plain, 100)
+        tokenize({"messages": CHAT}, tiny_checkpoint.tokenizer(None), 100)
+
+
+def test_a_prompt_is_learned_where_the_job_says_so() -> None:
+    row = tokenize(PAIR, Letters(), 100, completion_only=False)
+    assert torch.equal(row["labels"], row["input_ids"])
 
 
 def test_a_batch_is_as_wide_as_its_longest_row() -> None:
@@ -80,41 +125,40 @@ def test_packing_loses_no_token_and_pads_none() -> None:
     assert all(int(one["attention_mask"].sum()) == 4 for one in packed)
 
 
-@pytest.mark.parametrize(
-    ("line", "named"),
-    [
-        ("{", "2: not JSON"),
-        ("[" * 100_000, "2: not JSON"),
-        ({"prompt": "a"}, '2: must have "prompt"'),
-        ({"prompt": "a", "completion": 3}, "2: must have"),
-        ({"messages": []}, "2: must have"),
-        ({"messages": [{"role": "user"}]}, "2: must have"),
-        (["a"], "2: must have"),
-    ],
-)
-def test_a_wrong_line_is_named(tmp_path: Path, line: object, named: str) -> None:
-    with pytest.raises(BadInput, match=named):
-        read_examples(file_of(tmp_path, PAIR, line), 10)
+def work_of(path: Path, *examples: dict[str, str], **changes: Any) -> Job:
+    recipe = tiny_job.recipe(**({"sequence_length": 8} | changes))
+    return Job(recipe=recipe, config=tiny_job.CONFIG, steps=5, data=tiny_checkpoint.file_of(path, examples))
 
 
-def test_no_more_is_read_than_a_job_needs(tmp_path: Path) -> None:
-    assert read_examples(file_of(tmp_path, PAIR, "", PAIR, "not JSON"), 2) == [PAIR, PAIR]
-
-
-@pytest.mark.parametrize(("content", "named"), [(b"", "no example"), (b"\xff\xfe\x00", "not UTF-8"), (None, "No such")])
-def test_a_file_that_is_none_is_refused(tmp_path: Path, content: bytes | None, named: str) -> None:
-    path = tmp_path / "rows.jsonl"
-    if content is not None:
-        path.write_bytes(content)
-    with pytest.raises(BadInput, match=named):
-        read_examples(path, 1)
-
-
-def test_a_short_file_is_used_again(tmp_path: Path) -> None:
-    work = Job(recipe=tiny_job.recipe(), config=tiny_job.CONFIG, steps=5, data=str(file_of(tmp_path, PAIR)))
-    rows: Any = make_rows(work, 256, Letters())
+@pytest.mark.parametrize("packing", [False, True])
+def test_a_short_file_is_used_again(tmp_path: Path, packing: bool) -> None:
+    rows = make_rows(work_of(tmp_path / "rows", PAIR, packing=packing), 256, Letters())
     assert len(rows) == 2 * 5 * 2
-    assert torch.equal(rows[0]["input_ids"], rows[19]["input_ids"])
+
+
+def test_every_example_is_used_before_any_is_used_again(tmp_path: Path) -> None:
+    examples = [{"prompt": letter, "completion": "x"} for letter in "abcde"]
+    work = work_of(tmp_path / "rows", *examples)
+
+    def order(seed: int) -> str:
+        rows = make_rows(replace(work, seed=seed), 256, Letters())
+        return "".join(chr(rows[index]["input_ids"][1]) for index in range(20))
+
+    assert order(1) == order(1) != order(2)
+    assert {"".join(sorted(order(1)[start : start + 5])) for start in range(0, 20, 5)} == {"abcde"}
+    assert len({order(1)[start : start + 5] for start in range(0, 20, 5)}) > 1
+
+
+def test_an_example_with_nothing_left_to_learn_is_dropped_and_counted(tmp_path: Path) -> None:
+    long, edge = {"prompt": "a" * 9, "completion": "b"}, {"prompt": "a" * 7, "completion": "b"}
+    rows = make_rows(work_of(tmp_path / "rows", long, PAIR, edge), 256, Letters())
+    assert rows.dropped == 2
+    assert all(learned(rows[index]) for index in range(len(rows)))
+
+
+def test_where_all_are_dropped_the_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="no example has anything to learn within 8 tokens"):
+        make_rows(work_of(tmp_path / "rows", {"prompt": "a" * 9, "completion": "b"}), 256, Letters())
 
 
 def test_data_need_a_tokenizer() -> None:

@@ -72,6 +72,19 @@ def test_a_rank_killed_by_the_kernel_wins_over_its_peers_complaints() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    "remains",
+    [
+        Remains(returncode=1, oom_kills=1, log="ValueError: wrong shape"),
+        Remains(returncode=-11, oom_kills=1),
+        Remains(returncode=-9, oom_kills=1, stopped=End(outcome=Outcome.TIMED_OUT)),
+    ],
+)
+def test_a_kill_among_the_jobs_beside_it_is_not_its_own(remains: Remains) -> None:
+    assert judge(remains).outcome is not Outcome.HOST_OUT_OF_MEMORY
+    assert judge(Remains(returncode=-9, oom_kills=1)).outcome is Outcome.HOST_OUT_OF_MEMORY
+
+
 def test_a_kill_without_the_kernels_count_is_only_a_failure() -> None:
     end = judge(Remains(returncode=-9, log="loading\n"))
     assert end.outcome is Outcome.FAILED

@@ -188,3 +188,15 @@ def test_without_process_descriptors_the_proof_still_holds(
     assert not signal_ours(Identity(pid=mine.pid, started_ticks=1, token=mine.token), signal.SIGKILL)
     assert signal_ours(mine, signal.SIGKILL)
     assert until(lambda: not alive(mine.pid))
+
+
+def test_a_guard_that_could_not_be_started_leaves_no_open_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*arguments: object, **named: object) -> None:
+        raise OSError(11, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(subprocess, "Popen", refuse)
+    with (tmp_path / "log").open("wb") as log:
+        before = len(list(Path("/proc/self/fd").iterdir()))
+        with pytest.raises(OSError, match="temporarily"):
+            guard.start(["true"], {}, "f" * 32, log)
+        assert len(list(Path("/proc/self/fd").iterdir())) == before

@@ -9,12 +9,17 @@ from pathlib import Path
 import pytest
 
 from estimators.errors import BadInput
+from estimators.learning import Training
 from runners import job
 from tests.runners import tiny_job
 
 
 def test_what_was_written_is_what_is_read(tmp_path: Path) -> None:
-    work = job.Job(recipe=tiny_job.recipe(padded=True), config=tiny_job.CONFIG, steps=9, budget_bytes=1 << 30)
+    work = job.Job(
+        recipe=tiny_job.recipe(padded=True), config=tiny_job.CONFIG, steps=9, budget_bytes=1 << 30,
+        training=Training(schedule="cosine", warm_up_steps=2, held_out="/held", evaluate_every=3, metric="m:f",
+                          metric_folder="/work", clip_norm=0.0, patience=2),
+    )  # fmt: skip
     assert job.read(job.create(tmp_path / "new" / "folder", work)) == work
     assert work.versions["torch"] and work.token != replace(work, token=job.new_token()).token
 
@@ -40,8 +45,19 @@ def test_a_folder_with_anything_in_it_is_refused(tmp_path: Path) -> None:
         ({"token": "x; rm -rf /"}, "token"),
         ({"budget_bytes": -1}, "budget_bytes"),
         ({"save": 1}, "save"),
-        ({"schema_version": 2}, "schema_version"),
+        ({"schema_version": 1}, "schema_version must be 2"),
         ({"recipe": {"model": "tiny"}}, "adapter"),
+        ({"training": None}, "training: must be an object"),
+        ({"training": {"epochs": 3}}, "training: unknown key 'epochs'"),
+        ({"training": {"schedule": "warm"}}, "unknown learning-rate schedule 'warm'"),
+        ({"training": {"warm_up_steps": -1}}, "warm_up_steps must be at least 0"),
+        ({"training": {"clip_norm": "nan"}}, "clip_norm"),
+        ({"training": {"weight_decay": True}}, "weight_decay"),
+        ({"training": {"held_out": "rows.jsonl"}}, "held_out must be an absolute path"),
+        ({"training": {"held_out": "/rows", "evaluate_every": 0}}, "evaluate_every must be at least 1"),
+        ({"training": {"patience": 2}}, "held out"),
+        ({"training": {"held_out": "/rows", "metric": "a.b:c"}}, "folder"),
+        ({"training": {"held_out": "/rows", "metric": "os.system('x')", "metric_folder": "/m"}}, "module:function"),
     ],
 )
 def test_anything_unexpected_is_refused_by_name(tmp_path: Path, change: dict[str, object], named: str) -> None:

@@ -6,6 +6,8 @@ The children are stand-ins that end in every way there is; the guard, the watche
 import _thread
 import json
 import os
+import shutil
+import signal
 import threading
 import time
 from dataclasses import replace
@@ -127,6 +129,7 @@ def test_a_hanging_step_is_ended_and_says_where(tmp_path: Path) -> None:
     assert (result.end.rank, result.end.phase) == (0, "steady")
     assert "after step 4: no sign of life for 0.5 s" in result.end.evidence
     assert "in all_reduce" in result.end.evidence
+    assert "in all_reduce" in (tmp_path / "stacks-0.txt").read_text(), "the stacks stay for whoever looks into it"
     assert time.monotonic() - began < 10
     assert nothing_is_left(tmp_path)
 
@@ -140,6 +143,17 @@ def test_a_job_that_steps_for_ever_is_ended(tmp_path: Path) -> None:
     script = "for step in range(10**6): beat('steady', step); time.sleep(0.01)"
     end = run_stand_in(tmp_path, script, limits=replace(QUICK, total_seconds=1.0)).end
     assert (end.outcome, "not done after 1 s" in end.evidence) == (Outcome.TIMED_OUT, True)
+
+
+@pytest.mark.parametrize(("said", "shown"), [("steady 2", "steady 2"), ("steady 2 1.625", "steady 2 1.625")])
+def test_progress_is_phase_and_step_and_the_loss_where_it_is_told(tmp_path: Path, said: str, shown: str) -> None:
+    lines: list[str] = []
+    tiny_job.make(tmp_path)
+    script = f"(folder / 'beat-0').write_text(f'{{os.getpid()}} 1 {said}'.ljust(63)); time.sleep(0.3); leave(GOOD)"
+    with launch.open_bench(()) as bench:
+        bench = replace(bench, child=tiny_job.stand_in(script))
+        assert launch.run(tmp_path, bench, limits=QUICK, progress=lines.append).end.ok
+    assert lines == [shown]
 
 
 def test_an_interrupt_cancels_and_leaves_nothing(tmp_path: Path) -> None:
@@ -219,6 +233,11 @@ def test_the_environment_is_the_recipes(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr("runners.environment.usable_cores", lambda: 16)
     found = environment_of(work, gpus, inherited)
     assert found["CUDA_VISIBLE_DEVICES"] == f"{CARD},GPU-2222-bbbb"
+    numbered = environment_of(work, [replace(one, index=place + 4) for place, one in enumerate(gpus)], inherited)
+    assert numbered["CUDA_VISIBLE_DEVICES"] == "4,5"  # DeepSpeed reads no other names
+    assert (
+        found["PLAN_CARDS"] == numbered["PLAN_CARDS"] == f"{CARD},GPU-2222-bbbb"
+    )  # each rank checks its card by these
     assert found["OMP_NUM_THREADS"] == "8"
     assert "RANK" not in found and "PYTORCH_CUDA_ALLOC_CONF" not in found
     expandable = job.Job(recipe=tiny_job.recipe(expandable_segments=True), config=tiny_job.CONFIG)
@@ -233,3 +252,37 @@ def test_a_full_disk_does_not_lose_the_result(tmp_path: Path, monkeypatch: pytes
     with launch.open_bench(()) as bench:
         monkeypatch.setattr(job, "write_atomically", full)
         assert launch.run(tmp_path, replace(bench, child=tiny_job.stand_in("leave(GOOD)")), limits=QUICK).end.ok
+
+
+def test_a_job_whose_disk_is_full_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which disk, and what is left of it; its own word of that may be lost, as the job's files are on it too."""
+    script = "(folder / 'step').write_text('1'); open('/dev/full', 'w').write('weights' * 10_000)"
+    assert "left on the disk" not in run_stand_in(tmp_path / "other", script).end.evidence
+    usage = shutil.disk_usage(tmp_path)._replace(free=4096)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    end = run_stand_in(tmp_path / "job", script).end
+    assert end.outcome is Outcome.FAILED
+    assert f"4 KiB left on the disk of {tmp_path / 'job'}" in end.evidence
+    assert "No space left on device" in end.evidence
+    silent = run_stand_in(tmp_path / "silent", "os._exit(1)").end
+    assert "left on the disk of" in silent.evidence
+    assert run_stand_in(tmp_path / "well", "leave(GOOD)").end.ok
+
+
+class Torn(Exception):  # noqa: N818 (what a handler raises)
+    """The clean-up was interrupted."""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_second_signal_does_not_end_the_cleaning_up_after_the_first(number: signal.Signals) -> None:
+    def tear(caught: int, frame: object) -> None:
+        raise Torn
+
+    before = signal.signal(number, tear)
+    try:
+        with launch.undisturbed():
+            signal.raise_signal(number)
+        with pytest.raises(Torn):
+            signal.raise_signal(number)
+    finally:
+        signal.signal(number, before)

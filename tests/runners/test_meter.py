@@ -9,8 +9,9 @@ from statistics import median
 import pytest
 import torch
 
+from estimators import outcome
 from estimators.hardware import GpuProcess
-from estimators.outcome import FIRST_STEP, LOAD, STEADY, Phase, RankReport, rank_document, rank_from_document
+from estimators.outcome import EVALUATION, FIRST_STEP, LOAD, STEADY, Phase, RankReport
 from estimators.units import GIB, MIB
 from runners.cards import CardState
 from runners.meter import BEAT_BYTES, Beat, Counting, Meter, StepClock
@@ -110,6 +111,22 @@ def test_a_sign_of_life_is_whole_at_any_moment(tmp_path: Path) -> None:
         assert text.split()[2:] == [phase, str(step)]
 
 
+def test_a_sign_of_life_tells_the_last_loss_and_in_an_evaluation_its_batch(tmp_path: Path) -> None:
+    one, line = meter(tmp_path), tmp_path / "beat-0"
+    one.begin(STEADY)
+    assert line.read_text().split()[2:] == [STEADY, "0"]
+    one.step(0.1, 2.34567)
+    assert line.read_text().split()[2:] == [STEADY, "1", "2.346"]
+    with one.aside(EVALUATION):
+        one.beat(loss=9.0, batch=7)
+        assert line.read_text().split()[2:] == [EVALUATION, "1", "2.346", "7"]
+    assert line.read_text().split()[2:] == [STEADY, "1", "2.346"]
+    one.step(0.1, -1.234567e-300)
+    with one.aside(EVALUATION):
+        one.beat(batch=10**6)
+        assert len(line.read_text()) == BEAT_BYTES and line.read_text().endswith("\n")
+
+
 def test_tokens_are_counted_as_batches_are_made() -> None:
     mask = torch.tensor([[1, 1, 1], [1, 0, 0]])
     counting = Counting(lambda rows: {"input_ids": torch.zeros(2, 3), "attention_mask": mask})
@@ -117,6 +134,7 @@ def test_tokens_are_counted_as_batches_are_made() -> None:
     without_mask = Counting(lambda rows: {"input_ids": torch.zeros(1, 5)})
     without_mask([])
     assert (counting.counts, without_mask.counts) == ([(4, 6)], [(5, 5)])
+    assert (counting.widths, without_mask.widths) == ([3], [5])
 
 
 REPORT = RankReport(
@@ -127,5 +145,5 @@ REPORT = RankReport(
 
 
 def test_a_report_survives_being_written() -> None:
-    assert rank_from_document(rank_document(REPORT)) == REPORT
+    assert outcome.rank_from_document(outcome.rank_document(REPORT)) == REPORT
     assert (REPORT.peak("peak_allocated_bytes"), REPORT.peak("process_bytes")) == (2 * GIB, None)

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 
+from estimators.learning import Training
 from estimators.outcome import EVALUATION, FIRST_STEP, LOAD, PHASES, STEADY, Outcome, RankReport, Result
 from estimators.process import LIBRARY_BYTES
 from estimators.recipe import Adapter, Parallelism
@@ -22,7 +23,7 @@ from runners.cards import CardState
 from runners.job import Job
 from runners.meter import Beat, Meter
 from runners.train import _enter_gpu
-from tests.runners import tiny_job
+from tests.runners import tiny_checkpoint, tiny_job
 from tests.runners.tiny_job import QUICK
 
 
@@ -96,24 +97,15 @@ def test_a_checkpoint_and_real_data_are_trained_on(bench: launch.Bench, tmp_path
     assert run(bench, tmp_path / "first", whole, steps=2, save=True).end.ok
     checkpoint = tmp_path / "first/trained"
     assert (checkpoint / "model.safetensors").exists()
-    make_tokenizer(checkpoint)
+    tiny_checkpoint.tokenizer().save_pretrained(checkpoint)
     rows = [{"prompt": "a b c", "completion": " d e" * (1 + index % 3)} for index in range(12)]
     (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
     fields = {"weights": str(checkpoint), "data": str(tmp_path / "rows.jsonl"), "steps": 4, "save": True}
     rank = only_rank(run(bench, tmp_path / "second", **fields))
     assert 0 < rank.steady_tokens < rank.steady_padded_tokens < 2 * 2 * 32
+    narrowest, widest = rank.widths
+    assert narrowest <= widest < 32
     assert (tmp_path / "second/trained/adapter_model.safetensors").exists()
-
-
-def make_tokenizer(folder: Path) -> None:
-    import tokenizers
-    import transformers
-
-    words = {word: number for number, word in enumerate(["<pad>", "<eos>", *"abcde"])}
-    model = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="a"))
-    model.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
-    fast: Any = transformers.PreTrainedTokenizerFast
-    fast(tokenizer_object=model, pad_token="<pad>", eos_token="<eos>").save_pretrained(folder)
 
 
 @pytest.mark.parametrize(
@@ -205,13 +197,23 @@ def test_another_allocator_than_the_one_asked_for_is_no_measurement(
         Card(monkeypatch, expandable=True).enter(tmp_path, None, [])
 
 
-def test_two_ranks_train_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_ranks_train_together(bench: launch.Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Through torchrun, as on two GPUs, but over gloo."""
     monkeypatch.setattr("runners.environment.usable_cores", lambda: 2)
     parallel = {"parallelism": Parallelism(kind="ddp", devices=2)}
+    checkpoint = tiny_checkpoint.make(tmp_path / "checkpoint")
+    held_out = tiny_checkpoint.file_of(tmp_path / "held-out.jsonl", tiny_checkpoint.echoes(5))  # of one batch too few
+    fields = {"weights": str(checkpoint), "training": Training(held_out=held_out), "steps": 3}
+    folder = tiny_job.make(tmp_path / "job", parallel, **fields)
+    limits = replace(QUICK, total_seconds=100, silent_seconds=60)  # two cold processes import at once
     with launch.open_bench(()) as cold:
-        result = launch.run(tiny_job.make(tmp_path, parallel, steps=3), cold, limits=replace(QUICK, total_seconds=100))
+        result = launch.run(folder, cold, limits=limits)
+    alone = run(bench, tmp_path / "alone", **(fields | {"steps": 1}))
     assert result.end.ok, result.end
+    one, other = (rank.learning for rank in result.ranks)
+    assert one is not None and other is not None and one.evaluated == other.evaluated
+    assert alone.learning is not None and one.losses != other.losses
+    assert one.untrained_loss == pytest.approx(alone.learning.untrained_loss, rel=1e-6)
     assert [rank.rank for rank in result.ranks] == [0, 1]
     assert [rank.steady_padded_tokens for rank in result.ranks] == [2 * 32] * 2
     assert result.tokens_per_second == pytest.approx(2 * 2 * 32 / (result.step_seconds or 0))

@@ -1,15 +1,18 @@
 """Each tool's settings say what the recipe says, in words that the tool accepts."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 import transformers
 from transformers.training_args import OptimizerNames
 
 from estimators.errors import BadInput
+from estimators.learning import Training
 from estimators.recipe import Buckets, Parallelism
 from estimators.techniques import OPTIMIZERS, PARALLELISMS
 from runners import trainers
@@ -33,6 +36,42 @@ def test_transformers_accepts_and_keeps_every_setting(tmp_path: Path) -> None:
     assert arguments.gradient_checkpointing and arguments.gradient_checkpointing_kwargs == {"use_reentrant": False}
     assert arguments.ddp_timeout == trainers.COLLECTIVE_SECONDS < 600
     assert arguments.report_to == [] and str(arguments.save_strategy.value) == "no"
+
+
+@pytest.mark.parametrize("trainer", ["transformers", "trl"])
+def test_a_job_that_says_nothing_of_learning_trains_as_the_library_does(trainer: str, tmp_path: Path) -> None:
+    """So that plain measured runs are the ones that anybody gets who sets nothing."""
+    arguments = trainers.training_arguments(work(trainer=trainer), tmp_path, "cpu")
+    plain = transformers.TrainingArguments(output_dir=str(tmp_path), use_cpu=True)
+    names = ("lr_scheduler_type", "warmup_steps", "max_grad_norm", "weight_decay", "train_sampling_strategy")
+    assert {name: getattr(arguments, name) for name in names} == {name: getattr(plain, name) for name in names}
+
+
+@pytest.mark.parametrize(
+    ("schedule", "warm_up", "expected"),
+    [
+        ("linear", 3, [1 / 3, 2 / 3, 1, 0.75, 0.5, 0.25]),
+        ("cosine", 3, [1 / 3, 2 / 3, 1, 0.854, 0.5, 0.146]),
+        ("constant", 3, [1 / 3, 2 / 3, 1, 1, 1, 1]),
+        ("constant", 0, [1, 1, 1, 1, 1, 1]),
+    ],
+)
+def test_the_learning_rate_goes_as_the_schedule_says(
+    schedule: str, warm_up: int, expected: list[float], tmp_path: Path
+) -> None:
+    job = replace(work(learning_rate=1.0), training=Training(schedule=schedule, warm_up_steps=warm_up, clip_norm=0.5))
+    arguments = trainers.training_arguments(job, tmp_path, "cpu")
+    assert arguments.max_grad_norm == 0.5
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    rates = transformers.get_scheduler(
+        arguments.lr_scheduler_type, optimizer, arguments.get_warmup_steps(7), num_training_steps=7
+    )
+    found = []
+    for _ in range(6):
+        optimizer.step()
+        rates.step()
+        found.append(rates.get_last_lr()[0])
+    assert found == pytest.approx(expected, abs=1e-3)
 
 
 def test_trl_accepts_the_same(tmp_path: Path) -> None:
@@ -75,6 +114,15 @@ def test_an_optimizer_that_deepspeed_has_not_is_refused_by_name(tmp_path: Path) 
     recipe = tiny_job.recipe(parallelism=Parallelism(kind="zero2", devices=2), optimizer="adafactor")
     with pytest.raises(BadInput, match="adafactor"):
         trainers.parallel_settings(recipe, tmp_path)
+
+
+def test_fsdps_offload_reaches_accelerate(tmp_path: Path) -> None:
+    """A word of fsdp_config that a version does not know is dropped in silence."""
+    for offload in ((), ("optimizer", "parameters")):
+        parallel = Parallelism(kind="fsdp2", devices=2, offload=offload)
+        found: Any = trainers.training_arguments(work(parallelism=parallel), tmp_path, "cpu")
+        assert found.fsdp_plugin_args.get("cpu_offload", False) == bool(offload)
+        assert found.fsdp_plugin_args["fsdp_version"] == 2
 
 
 @pytest.mark.parametrize(

@@ -57,7 +57,7 @@ def recipe(**changes: Any) -> Recipe:
 
 def make(folder: Path, changes: dict[str, Any] | None = None, **fields: Any) -> Path:
     """A job folder; `changes` are the recipe's, the rest the job's."""
-    return job.create(folder, Job(recipe=recipe(**(changes or {})), config=CONFIG, **fields))
+    return job.create(folder, Job(recipe=recipe(**(changes or {})), **{"config": CONFIG, **fields}))
 
 
 def stand_in(script: str) -> Any:
