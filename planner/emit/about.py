@@ -1,0 +1,59 @@
+"""What the page beside the files says of them: how to install the tools, the learning rate, the data."""
+
+import shlex
+from collections.abc import Sequence
+
+from planner.emit import skypilot, slurm
+from planner.emit.checked import CHECKED
+from planner.emit.order import Order, Tool
+from planner.emit.torchrun import PROGRAMS
+from planner.emit.yaml_read import parse
+
+TOLD = ("learning_rate", "lr_scheduler", "lr_scheduler_type", "warmup_ratio", "warmup_steps", "num_epochs",
+        "num_train_epochs", "max_steps")  # fmt: skip
+WARM_UP = "rising over the first tenth of the steps and falling linearly from there"
+
+
+def install(order: Order, tool: Tool) -> str:
+    """The command that installs the versions that were checked; a job script needs what it runs."""
+    needed = [*tool.packages, *(PROGRAMS[order.recipe.trainer][0].packages if tool.name == slurm.NAME else ())]
+    needed += ["deepspeed"] if order.zero and tool.name != skypilot.NAME else []
+    return shlex.join(["pip", "install", *(f"{package}=={CHECKED[package]}" for package in dict.fromkeys(needed))])
+
+
+def rate_words(rate: float) -> str:
+    """ "2e-4": as people write a learning rate."""
+    digits, _, power = f"{rate:.6e}".partition("e")
+    return f"{digits.rstrip('0').rstrip('.')}e{int(power)}" if rate else "0"
+
+
+def rate_note(order: Order) -> tuple[str, ...]:
+    """For whoever said no learning rate."""
+    if order.rate_was_said:
+        return ()
+    rate = rate_words(order.recipe.learning_rate)
+    return (f"learning rate {rate}, the usual one: yours to change, plan sweep finds it; memory does not hang on it",)
+
+
+def of_order(order: Order) -> Sequence[str]:
+    """Of the files of a plan."""
+    rate = rate_words(order.recipe.learning_rate)
+    whose = "as was asked for" if order.rate_was_said else "the usual one: yours to change, plan sweep finds it"
+    lines = [f"Learning rate {rate}, {whose}. It is the highest one, {WARM_UP}; memory and speed do not hang on it."]
+    if order.data is None:
+        return [*lines, "No data were named: put your file's path in place of the one whose name says so."]
+    return [*lines, f"Data: {order.data.path}."]
+
+
+def of_file(name: str, text: str, changes: Sequence[str], *, fits: bool, changed: bool) -> Sequence[str]:
+    """Of a user's own file as it was written, which keeps its schedule and its data."""
+    table = parse(text, name).table
+    told = [f"{key} {table[key]}" for key in TOLD if isinstance(table.get(key), str | int | float)]
+    if not fits and not changes:
+        lines = ["It does not fit, and nothing that was tried makes it fit: its settings are as they were."]
+    elif changes:
+        lines = [f"Changed so that it fits: {', '.join(changes)}."]
+    else:
+        lines = ["It fits: nothing needed changing" + (", but for what a new folder asks for." if changed else ".")]
+    lines += [f"{name}.diff shows every line."] if changed else []
+    return [*lines, f"Rate, schedule and data are those of {name}: {', '.join(told) or 'the defaults of its tool'}."]

@@ -1,0 +1,174 @@
+"""LLaMA-Factory's YAML, with the table of its data beside it."""
+
+import json
+import shlex
+from collections.abc import Mapping
+
+from estimators.recipe import ALL_LINEAR, Recipe
+from planner.emit.accelerate import files as accelerate_files
+from planner.emit.accelerate import launch, visible
+from planner.emit.arguments import OPTIMIZERS as TRANSFORMERS_OPTIMIZERS
+from planner.emit.arguments import length, output_of
+from planner.emit.data import path_of
+from planner.emit.deepspeed import FILE as DEEPSPEED_FILE
+from planner.emit.deepspeed import if_zero
+from planner.emit.order import Order, Settings, Tool
+from planner.emit.rows import refuse, row
+from planner.emit.yaml_text import dump
+from planner.usual import WARM_UP_SHARE
+
+NAME, FILE, DATA_FILE, DATASET = "llamafactory", "llamafactory.yaml", "dataset_info.json", "examples"
+ADAPTERS: dict[str, Settings] = {
+    "full": {"finetuning_type": "full"},
+    "lora": {"finetuning_type": "lora", "use_dora": False},
+    "dora": {"finetuning_type": "lora", "use_dora": True},
+}
+QUANTIZATIONS: dict[str, Settings] = {
+    "none": {},
+    "nf4": {"quantization_bit": 4, "quantization_type": "nf4", "double_quantization": True},
+    "nf4-single": {"quantization_bit": 4, "quantization_type": "nf4", "double_quantization": False},
+    "int8": {"quantization_bit": 8},
+}
+ATTENTIONS = {"sdpa": "sdpa", "eager": "disabled", "flash_attention_2": "fa2"}
+LOSSES = {"plain": False, "liger": True}
+MIXED: dict[str, Settings] = {
+    "bfloat16": {"bf16": True}, "float16": {"fp16": True}, "float32": {"bf16": False, "fp16": False},
+}  # fmt: skip
+OPTIMIZERS = TRANSFORMERS_OPTIMIZERS
+PARALLELISMS = ("none", "ddp", "zero1", "zero2", "zero3", "fsdp2")
+COLUMNS: dict[str, Settings] = {
+    "completion": {"columns": {"prompt": "prompt", "response": "completion"}},
+    "messages": {
+        "formatting": "sharegpt",
+        "columns": {"messages": "messages"},
+        "tags": {
+            "role_tag": "role", "content_tag": "content", "user_tag": "user", "assistant_tag": "assistant",
+            "system_tag": "system",
+        },
+    },
+}  # fmt: skip
+"""How dataset_info.json names the columns of the two kinds of examples."""
+EMPTY = "empty"
+TEMPLATE_NOTE = (
+    "LLaMA-Factory's template \"empty\" adds no end of text to a completion: end each with the tokenizer's own, or "
+    "name a template of yours"
+)
+
+
+def settings(order: Order) -> Settings:
+    """
+    Raises:
+        BadInput: LLaMA-Factory has no way to say it.
+    """
+    recipe = order.recipe
+    if recipe.upcasts_kbit and recipe.kbit_upcast:
+        raise refuse(NAME, "kbit_upcast: it raises the precision of norms alone")
+    quantization = row(NAME, "the quantization", QUANTIZATIONS, recipe.quantization)
+    return {
+        "model_name_or_path": order.weights,
+        "trust_remote_code": False,
+        "flash_attn": row(NAME, "the attention", ATTENTIONS, recipe.attention),
+        "enable_liger_kernel": row(NAME, "the loss", LOSSES, recipe.loss),
+        **({"quantization_method": "bnb", **quantization} if quantization else {}),
+        "stage": "sft",
+        "do_train": True,
+        **_adapter(recipe),
+        "dataset_dir": ".",
+        "dataset": DATASET,
+        **({"template": EMPTY} if _has_no_template(order) else {}),
+        "cutoff_len": recipe.sequence_length,
+        "packing": recipe.packing,
+        "output_dir": output_of(NAME),
+        "logging_steps": 10,
+        "save_steps": 500,
+        "save_total_limit": 2,
+        "report_to": "none",
+        "per_device_train_batch_size": recipe.micro_batch,
+        "gradient_accumulation_steps": recipe.gradient_accumulation,
+        **length(order),
+        "learning_rate": recipe.learning_rate,
+        "lr_scheduler_type": "linear",
+        "warmup_ratio": WARM_UP_SHARE,
+        "weight_decay": 0.0,
+        "max_grad_norm": 1.0,
+        "optim": _optimizer(recipe),
+        **_types(order),
+        "disable_gradient_checkpointing": not recipe.gradient_checkpointing,
+        "use_reentrant_gc": False,
+        "seed": recipe.seed,
+        **_parallel(order),
+    }
+
+
+def _has_no_template(order: Order) -> bool:
+    """Messages are put into the tokenizer's own template."""
+    return order.data is None or order.data.kind == "completion"
+
+
+def notes(order: Order) -> tuple[str, ...]:
+    return (TEMPLATE_NOTE,) if _has_no_template(order) else ()
+
+
+def _optimizer(recipe: Recipe) -> str:
+    row(NAME, "the optimizer", OPTIMIZERS, recipe.optimizer)
+    return recipe.optimizer
+
+
+def _adapter(recipe: Recipe) -> Settings:
+    adapter = recipe.adapter
+    chosen = dict(row(NAME, "the adapter", ADAPTERS, adapter.method))
+    if adapter.trains_everything:
+        return chosen
+    targets = adapter.targets
+    return chosen | {
+        "lora_rank": adapter.rank,
+        "lora_alpha": adapter.alpha,
+        "lora_dropout": adapter.dropout,
+        "lora_target": "all" if targets == ALL_LINEAR else ",".join(targets),
+    }
+
+
+def _types(order: Order) -> Settings:
+    """It loads in the compute type and casts what is trained to float32, but for pure_bf16."""
+    recipe = order.recipe
+    mixed = row(NAME, "the compute type", MIXED, recipe.compute)
+    whole = recipe.adapter.trains_everything
+    if recipe.weights == recipe.compute and (not whole or order.zero or recipe.compute == "float32"):
+        return mixed
+    if whole and recipe.weights == "float32":
+        return mixed
+    if whole and recipe.weights == recipe.compute == "bfloat16":
+        return {"pure_bf16": True}
+    raise refuse(NAME, f"{recipe.weights} weights under {recipe.compute} with {recipe.adapter.method}")
+
+
+def _parallel(order: Order) -> Settings:
+    place = order.recipe.parallelism
+    row(NAME, "the parallelism", dict.fromkeys(PARALLELISMS), place.kind)
+    if place.kind == "fsdp2" and order.recipe.quantized:
+        raise refuse(NAME, f"{order.recipe.quantization} under fsdp2")
+    if place.kind == "ddp":
+        return {"ddp_find_unused_parameters": False, "ddp_bucket_cap_mb": order.recipe.buckets.ddp_mib}
+    return {"deepspeed": DEEPSPEED_FILE} if order.zero else {}
+
+
+def files(order: Order) -> Mapping[str, str]:
+    kind = order.data.kind if order.data else "completion"
+    table = {DATASET: {"file_name": path_of(order.data), **COLUMNS[kind]}}
+    made = {
+        FILE: "".join(f"# {note}\n" for note in notes(order)) + dump(settings(order)),
+        DATA_FILE: json.dumps(table, indent=2) + "\n",
+    }
+    return made | dict(accelerate_files(order) if order.recipe.parallelism.kind == "fsdp2" else if_zero(order))
+
+
+def command(order: Order) -> str:
+    """Its own launcher takes every GPU that it sees, unless it is told how many; FSDP it knows from accelerate only."""
+    if order.recipe.parallelism.kind == "fsdp2":
+        return launch(order, ["--module", "llamafactory.launcher", FILE])
+    nodes = f"NNODES={order.nodes} NODE_RANK=0 MASTER_ADDR=HOST-OF-RANK-0 " if order.nodes > 1 else ""
+    start = f"FORCE_TORCHRUN=1 {nodes}NPROC_PER_NODE={order.gpus_per_node} "
+    return visible(order) + start + shlex.join(["llamafactory-cli", "train", FILE])
+
+
+TOOL = Tool(name=NAME, packages=("llamafactory",), files=files, command=command, notes=notes)

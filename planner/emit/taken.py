@@ -1,0 +1,141 @@
+"""`plan --from FILE`: whose configuration it is, and what it says as a recipe."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import NamedTuple
+
+from estimators.errors import BadInput
+from estimators.hardware import Cluster
+from estimators.model import ModelSpec
+from estimators.recipe import Recipe
+from planner.emit import read_axolotl, read_llamafactory, read_trl
+from planner.emit.read_parallel import Spread, of_trl, read_accelerate, read_deepspeed
+from planner.emit.reading import Fields, Setting
+from planner.emit.yaml_read import Document
+
+
+class Reader(NamedTuple):
+    """How a tool's configuration is known, and read."""
+
+    signs: tuple[str, ...]
+    harmless: tuple[str, ...]
+    read: Callable[[Fields, Setting], Recipe]
+
+
+READERS: dict[str, Reader] = {
+    module.NAME: Reader(module.SIGNS, module.HARMLESS, module.read)
+    for module in (read_axolotl, read_llamafactory, read_trl)
+}
+MODELS = {"axolotl": "base_model", "llamafactory": "model_name_or_path", "trl": "model_name_or_path"}
+MASKED = ("hf_token", "hf_hub_token", "ms_hub_token", "wandb_api_key", "hub_token", "swanlab_api_key")
+"""Secrets some people keep in such files: never read, shown or copied into a message."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Taken:
+    """A configuration that was read."""
+
+    tool: str
+    document: Document
+    recipe: Recipe
+    not_understood: tuple[str, ...]
+    """Keys that may change what the job takes, and that nobody here has read."""
+    assumed: tuple[str, ...]
+    meant: Mapping[str, str] = field(default_factory=dict)
+    """What some of those that were not understood are nearly called."""
+
+
+def tool_of(document: Document) -> str:
+    """The tool that has most of the words.
+
+    Raises:
+        BadInput: none has, or two have as many.
+    """
+    scores = {name: sum(sign in document.table for sign in reader.signs) for name, reader in READERS.items()}
+    best = max(scores.values())
+    names = [name for name, score in scores.items() if score == best]
+    if best < 2 or len(names) > 1:
+        raise BadInput(f"{document.where}: not a configuration of {', '.join(READERS)} that can be told apart")
+    return names[0]
+
+
+def model_of(document: Document, tool: str) -> str:
+    """The model as the file names it.
+
+    Raises:
+        BadInput: it does not.
+    """
+    name = document.table.get(MODELS[tool])
+    if not isinstance(name, str) or not name:
+        raise BadInput(f"{document.where}: {MODELS[tool]} is missing")
+    return name
+
+
+def take(
+    document: Document,
+    tool: str,
+    model: ModelSpec,
+    cluster: Cluster,
+    accelerate_config: str | None,
+    deepspeed_config: str | None,
+) -> Taken:
+    """
+    Raises:
+        BadInput: a key is wrong, or names what is not priced here.
+    """
+    spread = _spread(document, model.hidden_size, accelerate_config, deepspeed_config)
+    place = spread.parallelism(cluster.size)
+    assumed = [] if spread.devices else [f"launched on all {place.devices} GPUs" if place.devices > 1 else "on one GPU"]
+    setting = Setting(model=model, cluster=cluster, place=place)
+    fields = Fields(where=document.where, left=dict(document.table), assumed=assumed)
+    recipe = READERS[tool].read(fields, setting)
+    harmless = (*READERS[tool].harmless, *MASKED, MODELS[tool])
+    unknown = fields.rest(harmless)
+    return Taken(
+        tool=tool,
+        document=document,
+        recipe=replace(recipe, buckets=spread.buckets),
+        not_understood=(*unknown, *spread.not_understood),
+        assumed=tuple(fields.assumed),
+        meant={name: near for name in unknown if (near := fields.meant(name, harmless))},
+    )
+
+
+def _spread(document: Document, hidden_size: int, accelerate: str | None, deepspeed: str | None) -> Spread:
+    """The files that were given, else those that the configuration names."""
+    if accelerate:
+        found = read_accelerate(accelerate, hidden_size)
+    else:
+        found = of_trl(document.table, document.where, hidden_size, lambda name: _beside(name, None, document.where))
+    named = deepspeed or found.deepspeed_file or document.table.get("deepspeed")
+    if named:
+        where = "--deepspeed-config" if deepspeed else f"{document.where}: deepspeed"
+        zero = read_deepspeed(_beside(str(named), deepspeed, accelerate or document.where), where, hidden_size)
+        return zero._replace(devices=found.devices, not_understood=(*found.not_understood, *zero.not_understood))
+    if document.table.get("fsdp_config") or document.table.get("fsdp"):
+        return found if found.kind == "fsdp2" else _fsdp(document, found)
+    return found
+
+
+def _beside(name: str, given: str | None, owner: str) -> str:
+    """A file that another names lies beside it, or where the command is run."""
+    path = Path(name)
+    if given or path.is_absolute():
+        return name
+    near = Path(owner).parent / path
+    return str(near if near.exists() else path)
+
+
+def _fsdp(document: Document, found: Spread) -> Spread:
+    """FSDP as axolotl and TrainingArguments spell it."""
+    fields = Fields(where=document.where, left=dict(document.table))
+    inner = {name.removeprefix("fsdp_"): value for name, value in fields.table("fsdp_config").items()}
+    words = str(document.table.get("fsdp", "")).split()
+    version = document.table.get("fsdp_version", inner.get("version", 2 if words else 1))
+    if version not in (2, "2"):
+        raise BadInput(f"{document.where}: FSDP's first version is not priced here (fsdp_version: 2)")
+    everything = "offload" in words or inner.get("offload_params") or inner.get("cpu_offload")
+    unknown = ("fsdp_config.activation_checkpointing",) if inner.get("activation_checkpointing") else ()
+    offload = ("optimizer", "parameters") if everything else ()
+    return found._replace(kind="fsdp2", offload=offload, not_understood=(*found.not_understood, *unknown))
