@@ -1,0 +1,254 @@
+"""A sweep while it runs: a table that stays in its place on a terminal, and a plain line an event elsewhere."""
+
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING
+
+from estimators.outcome import Outcome
+from planner.report.figures import clean, duration, gib, number_of, rate
+from planner.report.page import BLANK, Column, Line, Span, labelled, paragraph, plain, table
+from planner.report.paint import STYLES, _encodable, _speaks_unicode, page_width, say
+from planner.report.progress import SECONDS_BETWEEN
+from planner.report.telling import best_of, configuration_of, doing, end_of, in_words
+from planner.sweep.result import Event, Finished, Moved, Planned, Retried, Started, Trial
+
+if TYPE_CHECKING:
+    from rich.live import Live
+
+LATEST = 5
+"""So many of the trials that ended are shown."""
+PICTURES_PER_SECOND = 4
+COLUMNS = (
+    Column(title="place"),
+    Column(title="trial", right=True, style="dim"),
+    Column(title="configuration"),
+    Column(title="phase"),
+    Column(title="step", right=True),
+    Column(title="loss", right=True),
+    Column(title="GiB", right=True),
+    Column(title="expected", right=True, style="dim", vital=False),
+    Column(title="tokens/s", right=True, vital=False),
+    Column(title="took", right=True, vital=False),
+)
+
+
+@dataclass(slots=True, kw_only=True)
+class Running:
+    """A trial that runs, as far as it was heard of."""
+
+    started: Started
+    began: float
+    phase: str = "starts"
+    step: int = 0
+    steps: int | None = None
+    loss: float | None = None
+    first: tuple[int, float] | None = None
+    """Its first step that was heard of, and when."""
+    heard: float = 0.0
+
+    def tokens_per_second(self, tokens_per_step: int) -> float | None:
+        """Between the first step that was heard of and the last."""
+        if self.first is None or self.step <= self.first[0] or self.heard <= self.first[1]:
+            return None
+        return tokens_per_step * (self.step - self.first[0]) / (self.heard - self.first[1])
+
+
+@dataclass(slots=True, kw_only=True)
+class Board:
+    """What is known of a sweep at one moment."""
+
+    planned: Planned | None = None
+    running: dict[str, Running] = field(default_factory=dict)
+    """By place."""
+    ended: list[Trial] = field(default_factory=list)
+    finished: int = 0
+    """With those of earlier commands."""
+    best: Trial | None = None
+    out_of_memory: int = 0
+    waiting: int = 0
+    skipped: int = 0
+    seconds_left: float | None = None
+    """Of those that wait."""
+    clock: Callable[[], float] = time.monotonic
+    began: float = 0.0
+
+    def hear(self, event: Event) -> None:
+        now = self.clock()
+        if isinstance(event, Planned):
+            self.planned, self.began = event, now
+            self.waiting, self.skipped, self.seconds_left = len(event.queue), 0, event.expected_seconds
+            self.finished = len(event.finished)
+            self.out_of_memory = sum(trial.out_of_memory for trial in event.finished)
+        elif isinstance(event, Started):
+            self.running[event.place] = Running(started=event, began=now)
+            self.waiting = max(self.waiting - 1, 0)
+        elif isinstance(event, Moved):
+            self._moved(event, now)
+        elif isinstance(event, Retried):
+            self.running.pop(event.place, None)
+            self.waiting += 1
+        elif isinstance(event, Finished):
+            self._finished(event, now)
+        else:
+            self.skipped += 1
+
+    def _moved(self, event: Moved, now: float) -> None:
+        one = self.running.get(event.progress.place)
+        if one is None or one.started.number != event.number:
+            return
+        one.phase, one.step, one.steps, one.heard = event.progress.phase, event.progress.step, event.steps, now
+        one.loss = event.progress.loss if event.progress.loss is not None else one.loss
+        if one.first is None and one.step > 0:
+            one.first = (one.step, now)
+
+    def _finished(self, event: Finished, now: float) -> None:
+        self.running = {p: one for p, one in self.running.items() if one.started.number != event.trial.number}
+        self.ended.append(event.trial)
+        self.finished = event.finished
+        self.best, self.waiting, self.out_of_memory = event.best, event.waiting, event.out_of_memory
+        self.seconds_left = event.seconds_left
+
+    def lines(self, width: int) -> list[Line]:
+        """The table of what runs and what ended last, and how the whole stands."""
+        rows = [_running_row(place, one, self._tokens, self.clock()) for place, one in sorted(self.running.items())]
+        rows += [_ended_row(trial) for trial in reversed(self.ended[-LATEST:])]
+        page = table(COLUMNS, rows, width) if rows else paragraph("the first trial is about to start", width, "dim")
+        return [*page, BLANK, *labelled(self._state(), width)]
+
+    @property
+    def _tokens(self) -> int:
+        return self.planned.terms.global_batch * self.planned.terms.sequence_length if self.planned else 0
+
+    def _state(self) -> Iterator[tuple[str, str]]:
+        now = self.clock()
+        counts = [number_of(self.finished, "trial") + " ended", f"{self.waiting} waiting"]
+        counts += [f"{self.out_of_memory} out of memory", f"{self.skipped} not launched"]
+        yield "so far", ", ".join(counts)
+        if self.best is not None:
+            yield "best", best_of(self.best)
+        budget = self.planned.budget_seconds if self.planned else None
+        if budget is not None:
+            yield "budget", f"{duration(max(budget - (now - self.began), 0.0))} left of {duration(budget)}"
+        if (left := self._left(now)) is not None:
+            end = datetime.now().astimezone() + timedelta(seconds=left)
+            yield "expected", f"{duration(left)} more, until {end:%H:%M}"
+
+    def _left(self, now: float) -> float | None:
+        """Until what runs and what waits is expected to be over."""
+        if self.seconds_left is None:
+            return None
+        ends = [one.began + (one.started.expected.seconds or 0.0) for one in self.running.values()]
+        return max(max(ends, default=now) - now, 0.0) + self.seconds_left
+
+
+def _running_row(place: str, one: Running, tokens_per_step: int, now: float) -> list[str | Span]:
+    expected = one.started.expected
+    per_second = one.tokens_per_second(tokens_per_step)
+    return [
+        clean(place),
+        str(one.started.number),
+        configuration_of(expected.configuration.name, expected.configuration.alpha),
+        (doing(one.phase), "bold"),
+        f"{one.step}/{one.steps}" if one.steps else "-",
+        "-" if one.loss is None else f"{one.loss:.4f}",
+        "-",
+        "-" if expected.vram_bytes is None else gib(expected.vram_bytes),
+        "-" if per_second is None else rate(per_second),
+        duration(now - one.began),
+    ]
+
+
+def _ended_row(trial: Trial) -> list[str | Span]:
+    done, loss = len(trial.losses), trial.loss
+    return [
+        (clean(trial.place), "dim"),
+        str(trial.number),
+        configuration_of(trial.configuration.name, trial.configuration.alpha),
+        end_of(trial),
+        (str(done) if done else "-", "dim"),
+        "-" if loss is None else f"{loss:.4f}",
+        "-" if trial.vram_bytes is None else gib(trial.vram_bytes),
+        "-" if trial.expected_vram_bytes is None else gib(trial.expected_vram_bytes),
+        "-" if trial.tokens_per_second is None else rate(trial.tokens_per_second),
+        duration(trial.seconds),
+    ]
+
+
+class Show:
+    """The sweep on stderr, for a person: from when it is entered until it is left, when the table goes."""
+
+    def __init__(self) -> None:
+        self._board, self._lock, self._held = Board(), threading.Lock(), ExitStack()
+        self._live: Live | None = None
+        self._said = 0.0
+        self._last = ""
+        """What was said of steps."""
+
+    def __enter__(self) -> "Show":
+        if can_redraw():
+            self._live = self._held.enter_context(_table(self._picture))
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._held.close()
+
+    def hear(self, event: Event) -> None:
+        with self._lock:
+            self._board.hear(event)
+        if self._live is None and self._is_news(event):
+            say(in_words(event))
+        elif isinstance(event, (Planned, Retried)) or self._is_bad(event):
+            say(in_words(event))  # stays above the table
+
+    def _is_bad(self, event: Event) -> bool:
+        return isinstance(event, Finished) and event.trial.outcome is Outcome.FAILED
+
+    def _is_news(self, event: Event) -> bool:
+        """Steps are many: one line of them in ten seconds is enough, and none that says the same again."""
+        now = time.monotonic()
+        if not isinstance(event, Moved):
+            return True
+        words = in_words(event)
+        if now - self._said < SECONDS_BETWEEN or words == self._last:
+            return False
+        self._said, self._last = now, words
+        return True
+
+    def _picture(self) -> list[Line]:
+        with self._lock:
+            return self._board.lines(page_width(sys.stderr))
+
+
+def can_redraw() -> bool:
+    """Whether stderr is a terminal that can move its cursor."""
+    plain_terminal = os.environ.get("TERM", "").lower() in ("", "dumb", "unknown")
+    return sys.stderr is not None and sys.stderr.isatty() and not plain_terminal
+
+
+def _table(picture: Callable[[], list[Line]]) -> "Live":
+    """Drawn anew four times a second; without colours where NO_COLOR says so, in ASCII where the terminal is."""
+    from rich.console import Console
+    from rich.live import Live
+    from rich.text import Text
+
+    colours = not os.environ.get("NO_COLOR")
+    stream = sys.stderr  # while the table stands, what is printed there goes above it
+    console = Console(file=stream, highlight=False, markup=False, emoji=False, no_color=not colours)
+
+    def drawn() -> Text:
+        found = Text(no_wrap=True, overflow="ellipsis")
+        for line in picture():
+            spans = line if _speaks_unicode(stream) else [(_encodable(plain(line), stream), "")]
+            whole = Text.assemble(*((text, STYLES.get(style, "")) for text, style in spans))
+            whole.rstrip()
+            found.append_text(whole).append("\n")
+        return found
+
+    return Live(get_renderable=drawn, console=console, refresh_per_second=PICTURES_PER_SECOND, transient=True,
+                redirect_stdout=False)  # fmt: skip
