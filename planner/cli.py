@@ -12,7 +12,19 @@ from estimators.errors import BadInput
 from planner.commands.parameters import option_name
 from planner.commands.plan import SECTIONS, WORK, run
 
-VERBS = ("completion", "estimate", "explain", "gpus", "history", "measure", "models", "probe")
+VERBS = (
+    "calibrate",
+    "completion",
+    "estimate",
+    "explain",
+    "gpus",
+    "history",
+    "measure",
+    "models",
+    "probe",
+    "report",
+    "sweep",
+)
 HELP = """Say which fine-tuning recipe to run on the GPUs at hand, what it costs, and how sure that is.
 
 \b
@@ -20,7 +32,8 @@ HELP = """Say which fine-tuning recipe to run on the GPUs at hand, what it costs
   plan --model llama-3.1-8b --gpus 2xa100-80gb           on GPUs you might rent
   plan --model qwen2.5-14b --gpus rtx-4090 --method qlora,lora --tokens 10M
 
-Exit codes: 0 fits, 1 a bug in plan, 2 bad input, 3 nothing fits, 4 no usable GPU where one is needed, 130 interrupted.
+Exit codes: 0 fits, 1 a bug in plan, 2 bad input, 3 nothing fits, 4 no usable GPU where one is needed, 5 every trial out
+of memory, 130 interrupted.
 """
 
 
@@ -84,7 +97,7 @@ def _main(**values: Any) -> int:
     ctx = click.get_current_context()
     if ctx.invoked_subcommand is not None:
         return 0
-    if values["model"] is None:
+    if values["model"] is None and values["from_file"] is None:
         given = [name for name in values if ctx.get_parameter_source(name) == ParameterSource.COMMANDLINE]
         if given:
             raise BadInput("--model is missing, such as --model llama-7b (plan models lists them)")

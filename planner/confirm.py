@@ -136,7 +136,7 @@ def _notes(
     disagreements: Sequence[tuple[Candidate, Candidate]],
 ) -> Iterator[str]:
     if chosen is not None and (formula is None or formula.recipe != chosen.recipe):
-        yield _changed(formula, trials)
+        yield _changed(formula, chosen, trials)
     elif formula is not None and chosen is None:
         yield f"by formula {_called(formula)} would fit; no dry run confirms it"
     worst: dict[str, tuple[Candidate, Candidate]] = {}
@@ -149,17 +149,24 @@ def _notes(
     yield from (f"judged by formula alone: {why}" for why in unknown)
 
 
-def _changed(formula: Candidate | None, trials: _Trials) -> str:
+def _changed(formula: Candidate | None, chosen: Candidate, trials: _Trials) -> str:
     """How the dry run came to another choice than the formula."""
     if formula is None:
         return "by formula nothing is sure to fit: the dry run, which knows better, decided"
     found = trials.known.get(formula.recipe)
+    if found is not None and found.price.fits and found.rung == chosen.rung:
+        slower = found.price.tokens_per_second.value < chosen.price.tokens_per_second.value
+        how = "slower" if slower else "larger"
+        return f"by formula it would be {_called(formula)}: by dry run it is {how} than {_batches(chosen)}"
     if found is None or found.price.fits:
         return f"by formula it would be {_called(formula)}: the dry run shows that something better fits"
     return f"by formula it would be {_called(formula)}: the dry run shows that it {shortfall(found)}"
 
 
 def _called(candidate: Candidate) -> str:
+    return f"{method_words(candidate.method)} in {_batches(candidate)}"
+
+
+def _batches(candidate: Candidate) -> str:
     recipe = candidate.recipe
-    kept = "with" if recipe.gradient_checkpointing else "without"
-    return f"{method_words(candidate.method)} in batches of {recipe.micro_batch} {kept} checkpointing"
+    return f"batches of {recipe.micro_batch} {'with' if recipe.gradient_checkpointing else 'without'} checkpointing"

@@ -89,7 +89,8 @@ def _in_short(candidate: Candidate | None) -> str:
         return "nothing fits"
     share = candidate.price.tightest
     most = format_bytes(share.worst_phase.high)
-    return f"{method_words(candidate.method)}, at most {most} of {format_bytes(share.budget_bytes)}"
+    batches = f"in batches of {candidate.recipe.micro_batch}"
+    return f"{method_words(candidate.method)}, at most {most} of {format_bytes(share.budget_bytes)}, {batches}"
 
 
 def _effort(tracer: DryTracer) -> str:

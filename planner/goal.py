@@ -29,11 +29,15 @@ class Goal:
     global_batch: int | None = None
     micro_batch: int | None = None
     optimizer: str | None = None
+    learning_rate: float | None = None
+    """None: the recipe's own default."""
     precision: str | None = None
     """ "amp" (float32 weights under autocast), "bf16", "fp16" or "fp32", for what full fine-tuning trains."""
     attention: str | None = None
     loss: str | None = None
     gradient_checkpointing: bool | None = None
+    expandable_segments: bool | None = None
+    """torch's allocator; None: only in a sweep over rows of varying lengths."""
     trainer: Literal["transformers", "trl"] = "transformers"
     padded: bool = False
     objective: Objective = "quality"

@@ -11,7 +11,7 @@ from estimators.catalogue import find_device, pcie_link
 from estimators.errors import BadInput, UnknownName
 from estimators.hardware import Device, Link
 from estimators.recipe import ALL_LINEAR
-from estimators.units import parse_bytes
+from estimators.units import MIB, parse_bytes
 
 AUTO = "auto"
 MOST_GPUS = 1024
@@ -109,8 +109,11 @@ def read_dropout(text: str, option: str) -> float:
 
 
 def read_size(text: str, option: str) -> int:
-    """A size in bytes, above zero."""
-    return parse_bytes(text, option)
+    """A size in bytes: a megabyte at least, for who types less has left out the unit."""
+    size_bytes = parse_bytes(text, option)
+    if size_bytes < MIB:
+        raise BadInput(f"{option} {text.strip()} is {size_bytes} bytes: say {text.strip().rstrip('bB')}GiB")
+    return size_bytes
 
 
 def read_headroom(text: str, option: str) -> int:

@@ -20,6 +20,8 @@ OFFLOADS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("zero3", ("optimizer",)),
     ("zero3", ("optimizer", "parameters")),
 )
+LEARNING_RATE = float(str(Recipe.__dataclass_fields__["learning_rate"].default))
+"""Where none is said."""
 PRECISIONS = {
     "amp": ("float32", "half"),
     "bf16": ("bfloat16", "bfloat16"),
@@ -155,6 +157,8 @@ def _recipe(
         gradient_accumulation=batch // place.devices,
         sequence_length=goal.sequence_length or default_length(model, rules),
         padded=goal.padded,
+        expandable_segments=bool(goal.expandable_segments),
+        learning_rate=LEARNING_RATE if goal.learning_rate is None else goal.learning_rate,
         parallelism=place,
     )
 

@@ -24,10 +24,12 @@ OPTIONS = {
     "global_batch": "--global-batch",
     "micro_batch": "--micro-batch",
     "optimizer": "--optimizer",
+    "learning_rate": "--learning-rate",
     "precision": "--precision",
     "attention": "--attention",
     "loss": "--loss",
     "gradient_checkpointing": "--checkpointing",
+    "expandable_segments": "--expandable-segments",
     "trainer": "--trainer",
     "padded": "--padded",
     "objective": "--objective",
@@ -149,6 +151,8 @@ def _assumed(
     ]
     if taken:
         yield "taken because not said: " + ", ".join(taken)
+    if goal.sequence_length and goal.sequence_length > model.max_positions:
+        yield f"{goal.sequence_length} tokens are beyond the {model.max_positions} that {model.name} was trained on"
     if cluster and (idle := idle_reason(goal, cluster, rules)):
         yield f"not all GPUs can be used: {idle}"
     if not goal.padded:

@@ -19,8 +19,12 @@ ALLOWED = {
     "peft": ("runners/",),
     "bitsandbytes": ("runners/",),
     "pynvml": ("runners/probe.py",),
-    "optuna": ("planner/sweep.py",),
+    "optuna": ("planner/sweep/study.py",),
+    "sqlalchemy": ("planner/sweep/address.py",),
+    "ray": ("runners/executors/ray.py",),
     "rich": ("planner/report/",),
+    "jinja2": ("planner/report/capacity/page.py",),
+    "yaml": ("planner/emit/",),
     "click": ("planner/cli.py", "planner/commands/", "planner/__main__.py"),
 }
 

@@ -1,5 +1,6 @@
 """The README says what is true: its session, its figures, its commands, its tree, its links."""
 
+import json
 import re
 import shlex
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.readme import accuracy, session
+from estimators.models import load_config
 from planner.__main__ import main
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -32,12 +34,40 @@ def test_accuracy_md_is_current() -> None:
     assert (ROOT / "accuracy.md").read_text() == document()
 
 
+NEEDS_A_GPU = ("calibrate", "measure", "sweep")
+"""They say so, and end with 4, where there is none."""
+EXAMPLE = '{"prompt": "What is a GPU?", "completion": "A card with many cores."}'
+AXOLOTL = """base_model: meta-llama/Llama-3.1-8B
+adapter: lora
+lora_r: 16
+lora_alpha: 64
+lora_target_modules: [q_proj, v_proj]
+sequence_len: 2048
+micro_batch_size: 4
+gradient_accumulation_steps: 4
+optimizer: adamw_torch_fused
+bf16: true
+"""
+
+
+@pytest.fixture
+def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the commands name, in the folder that they run in."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("mine.jsonl", "train.jsonl"):
+        Path(name).write_text(f"{EXAMPLE}\n" * 20)
+    Path("axolotl.yaml").write_text(AXOLOTL)
+    Path("checkpoint").mkdir()
+    Path("checkpoint/config.json").write_text(json.dumps(dict(load_config("llama-3.2-1b").fields)))
+
+
+@pytest.mark.usefixtures("files")
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_runs(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     words = [word for word in shlex.split(command)[1:] if word not in ("auto",)]
     if "--gpus" in words and words.index("--gpus") == len(words) - 1:
         words[-1:] = ["--gpus", "h200"]
-    if words[0] == "measure":  # needs the GPUs of the machine, and says so where there are none
+    if words[0] in NEEDS_A_GPU:
         assert main(words) in (0, 4)
         return
     assert main(words) in (0, 3)

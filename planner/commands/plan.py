@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from estimators.errors import BadInput
+from estimators.errors import BadInput, NoUsableGpu
 from estimators.models import Config, build, load_config
-from planner import options
-from planner.commands import machine
+from planner import lists, options
+from planner.commands import emitting, machine, taking
 from planner.commands.parameters import AS_JSON, BUDGET, GPUS, HARDWARE, QUIET, VERBOSE, Read, as_typed, model_names
 from planner.goal import Goal
 from planner.report.paint import page_width, say, show, write
@@ -86,6 +86,11 @@ SECTIONS: dict[str, tuple[click.Option, ...]] = {
         click.Option(["--global-batch"], type=_whole(1 << 20), help="Sequences an optimizer step; by default 16."),
         click.Option(["--optimizer"], type=_one_of(_laws("OPTIMIZERS")), help="As the Trainer calls it: adamw_8bit."),
         click.Option(
+            ["--learning-rate"],
+            type=Read(lists.read_rate, "RATE"),
+            help="Of --emit; by default 2e-4, of full fine-tuning 2e-5. Memory and speed do not hang on it.",
+        ),
+        click.Option(
             ["--precision"], type=_one_of(lambda: PRECISIONS), help="Of full fine-tuning: amp, bf16, fp16, fp32."
         ),
         click.Option(
@@ -104,6 +109,11 @@ SECTIONS: dict[str, tuple[click.Option, ...]] = {
         ),
         click.Option(
             ["--checkpointing/--no-checkpointing", "gradient_checkpointing"], default=None, help="By default searched."
+        ),
+        click.Option(
+            ["--expandable-segments/--no-expandable-segments"],
+            default=None,
+            help="Of torch's allocator: for rows of many lengths. By default only plan sweep uses them, on such data.",
         ),
         click.Option(["--attention"], type=_one_of(_laws("ATTENTIONS")), help="sdpa or eager; by default sdpa."),
         click.Option(["--loss"], type=_one_of(_laws("LOSSES")), help="plain or liger; by default plain."),
@@ -124,6 +134,7 @@ SECTIONS: dict[str, tuple[click.Option, ...]] = {
         ),
         click.Option(["--fast"], is_flag=True, help="By formula only, at once: unconfirmed, without a dry run."),
     ),
+    "Files": (*taking.OPTIONS, *emitting.OPTIONS),
     "Output": (
         click.Option(
             ["--top"],
@@ -143,19 +154,25 @@ WORK = tuple(option for options_there in SECTIONS.values() for option in options
 
 def run(values: Mapping[str, Any]) -> int:
     """Plans, prints, and returns the exit code."""
-    goal = goal_of(values)
+    if values["from_file"] is not None:
+        return taking.run(values)
+    taking.check(values)
+    want = emitting.wanted(values)
+    goal = goal_of(emitting.with_trainer(values))
     rules = _rules(values["rules_path"])
     config = _config(goal.model, offline=values["offline"])
     model = build(config)
     if values["gpus"] is not None:
-        return _plan(goal, config, model, machine.described(values), rules, values)
+        return _plan(goal, config, model, machine.described(values), rules, values, want)
     probe = machine.look(values["quiet"])
+    if probe.absent and want:
+        raise NoUsableGpu(f"no GPU here ({probe.absent}), so no plan to write: describe one, such as --gpus rtx-4090")
     if probe.absent:
         return _tabulate(goal, model, rules, values, probe.absent)
     cluster = machine.found(probe, values)
     from planner.learned import calibration_of
 
-    return _plan(replace(goal, calibration=calibration_of(cluster)), config, model, cluster, rules, values)
+    return _plan(replace(goal, calibration=calibration_of(cluster)), config, model, cluster, rules, values, want)
 
 
 def goal_of(values: Mapping[str, Any]) -> Goal:
@@ -190,19 +207,31 @@ def _config(name: str, *, offline: bool) -> Config:
 
 
 def _plan(
-    goal: Goal, config: Config, model: "ModelSpec", cluster: "Cluster", rules: "Rules", values: Mapping[str, Any]
+    goal: Goal,
+    config: Config,
+    model: "ModelSpec",
+    cluster: "Cluster",
+    rules: "Rules",
+    values: Mapping[str, Any],
+    want: emitting.Wanted | None,
 ) -> int:
+    if want:
+        emitting.check_tools(goal, config, model, cluster, rules, want)
     plan = _made(goal, config, model, cluster, rules, values)
+    plan, emitted = emitting.emit_plan(plan, config, want) if want else (plan, None)
     if values["as_json"]:
         from planner.report.json import dump, plan_document
         from planner.versions import versions
 
-        write(dump(plan_document(plan, versions(plan.evidence))))
+        more = {"emitted": emitting.emitted_document(emitted)} if emitted else {}
+        write(dump(plan_document(plan, versions(plan.evidence)) | more))
         return plan.exit_code
     from planner.report.terminal import plan_page, quiet_page
 
     width = page_width()
     show(quiet_page(plan, width) if values["quiet"] else plan_page(plan, width, verbose=values["verbose"]))
+    if emitted:
+        show(emitting.emitted_page(emitted, width))
     return plan.exit_code
 
 

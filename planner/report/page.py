@@ -71,7 +71,7 @@ class Column(NamedTuple):
 
 def table(columns: Sequence[Column], rows: Sequence[Sequence[str | Span]], width: int) -> list[Line]:
     """Rows under their titles, two spaces apart; no rules, so nothing breaks where a terminal is narrow."""
-    widths = [max(len(column.title), *(len(_text(row[i])) for row in rows), 0) for i, column in enumerate(columns)]
+    widths = _widths(columns, rows)
     kept = _that_fit(columns, widths, width)
     layout = [(columns[i], widths[i]) for i in kept]
     room = width - _rigid(layout) - 2
@@ -80,6 +80,15 @@ def table(columns: Sequence[Column], rows: Sequence[Sequence[str | Span]], width
     for row in rows:
         page += _row(layout, [_span(row[i], columns[i]) for i in kept], width, stacked=stacked)
     return page
+
+
+def shown(columns: Sequence[Column], rows: Sequence[Sequence[str | Span]], width: int) -> list[str]:
+    """The titles of the columns for which a table of that width has room."""
+    return [columns[i].title for i in _that_fit(columns, _widths(columns, rows), width)]
+
+
+def _widths(columns: Sequence[Column], rows: Sequence[Sequence[str | Span]]) -> list[int]:
+    return [max(len(column.title), *(len(_text(row[i])) for row in rows), 0) for i, column in enumerate(columns)]
 
 
 def _that_fit(columns: Sequence[Column], widths: Sequence[int], width: int) -> list[int]:

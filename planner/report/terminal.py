@@ -198,7 +198,10 @@ def _ranking(plan: Plan, width: int) -> list[Line]:
     if len(rows) <= bool(plan.chosen):
         return []
     head = "Ranking" if plan.chosen else "Nearest misses"
-    note = "per GPU, the fastest recipe of each method that fits; spare is after headroom and error bar"
+    which = (
+        "the fastest recipe of each method that fits" if plan.chosen else "of each method the recipe that comes nearest"
+    )
+    note = f"per GPU, {which}; spare is after headroom and error bar"
     same = {place for place in (SPEED_BAR, EVIDENCE) if len({row[place][0] for row in rows}) == 1}
     note += f"; tokens/s {rows[0][SPEED_BAR][0]}" if SPEED_BAR in same else ""
     kept = [place for place in range(len(RANKING)) if place not in same]

@@ -198,10 +198,12 @@ def test_options_reach_the_recipe(plan: Run) -> None:
         "--model llama-7b --gpus h200 --method lora --rank 8 --alpha 16 --targets k_proj --seq-len 512 --dropout 0.1"
     )
     more = "--global-batch 8 --micro-batch 2 --no-checkpointing --loss liger --trainer transformers --padded --json"
+    more += " --learning-rate 3e-4 --expandable-segments"
     recipe = json.loads(plan(*f"{words} {more}".split()).out)["chosen"]["recipe"]
     assert recipe["adapter"] == {"method": "lora", "rank": 8, "alpha": 16, "dropout": 0.1, "targets": ["k_proj"]}
     assert (recipe["sequence_length"], recipe["micro_batch"], recipe["gradient_accumulation"]) == (512, 2, 4)
     assert (recipe["gradient_checkpointing"], recipe["loss"], recipe["padded"]) == (False, "liger", True)
+    assert (recipe["learning_rate"], recipe["expandable_segments"]) == (3e-4, True)
 
 
 def test_the_budget_is_obeyed(plan: Run) -> None:

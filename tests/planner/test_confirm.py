@@ -131,8 +131,10 @@ def test_among_those_nearly_as_fast_by_formula_the_dry_run_decides() -> None:
         speed = Interval(value=share * price.tokens_per_second.value, low=0, high=1e9)
         return replace(candidate, price=replace(price, tokens_per_second=speed))
 
-    second = confirmed(slower, goal, among).chosen
+    answer = confirmed(slower, goal, among)
+    second = answer.chosen
     assert second is not None
+    assert "by dry run it is slower than batches of" in text(answer)
     assert second.recipe in recipes(near)
 
 

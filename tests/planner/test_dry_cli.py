@@ -48,6 +48,8 @@ def traced(allocated: int, reserved: int = RESERVED) -> Traced:
         peak_moment="backward pass, block 3",
         terms={"weights": allocated},
         phases={"load": allocated // 2, "backward pass": reserved},
+        worst_allocated_bytes=allocated,
+        worst_reserved_bytes=max(allocated, reserved),
         work=Work(loads={}),
         layers_traced=5,
         seconds=3.5,
@@ -93,6 +95,7 @@ def test_the_formulas_answer_comes_first_and_the_plan_is_the_dry_runs(plan: Run)
     first, last = answer.err.splitlines()
     assert first.startswith("formula: LoRA, at most ") and "confirming by dry run" in first
     assert last.startswith("dry run: LoRA, at most ")
+    assert all(", in batches of " in line for line in (first, last))
     assert "confirmed by a dry run of 5 of 32 blocks" in answer.out
     assert "at the backward pass, block 3; dry run" in answer.out
     assert "unconfirmed" not in answer.out

@@ -108,6 +108,9 @@ def test_headroom_may_be_nothing_and_a_budget_may_not() -> None:
     assert options.read_headroom("0", "--headroom") == 0
     with pytest.raises(BadInput, match="--vram-budget"):
         options.read_size("0", "--vram-budget")
+    with pytest.raises(BadInput, match="22 is 22 bytes: say 22GiB"):
+        options.read_size("22", "--vram-budget")
+    assert options.read_size("16106127360", "--allocator-cap") == 15 << 30
 
 
 @pytest.mark.parametrize(("text", "share"), [("0", 0.0), ("0.05", 0.05), (".1", 0.1)])

@@ -57,3 +57,4 @@ def test_a_budget_beyond_the_card_is_no_budget_and_says_so(capsys: pytest.Captur
 def test_a_model_made_for_shorter_sequences_is_planned_at_its_own_length(capsys: pytest.CaptureFixture[str]) -> None:
     assert "sequences of 1024 tokens" in assumed(capsys, "--model gpt2-xl --gpus h200")
     assert "sequences of 2048 tokens" in assumed(capsys, "--model llama-3.2-1b --gpus h200")
+    assert "beyond the 2048" in assumed(capsys, "--model tinyllama-1.1b --gpus h200 --seq-len 4096")
