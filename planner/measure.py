@@ -100,7 +100,7 @@ def measure(
     with _folder(trial.folder) as folder, open_bench(gpus, share=trial.share) as bench:
         job.create(folder, work)
         result = run(folder, bench, limits=Limits(), progress=progress)
-    utilisation = _utilisation(result, model, recipe, gpus)
+    utilisation = flops_utilisation_of(result, model, recipe, gpus)
     entry = Entry(
         job=work.token,
         seconds_since_epoch=began,
@@ -155,7 +155,7 @@ def _folder(kept: Path | None) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _utilisation(result: Result, model: ModelSpec, recipe: Recipe, gpus: Sequence[Gpu]) -> float | None:
+def flops_utilisation_of(result: Result, model: ModelSpec, recipe: Recipe, gpus: Sequence[Gpu]) -> float | None:
     """Of the peak rate in the type that is computed in."""
     if not gpus:
         return None

@@ -82,6 +82,14 @@ def test_each_library_has_its_place(path: Path) -> None:
         assert name_of(path).startswith(ALLOWED[top]), f"{name_of(path)} imports {top}; only {ALLOWED[top]} may"
 
 
+def test_what_a_module_keeps_to_itself_no_other_imports() -> None:
+    for path in FILES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] in PACKAGES:
+                private = [alias.name for alias in node.names if alias.name.startswith("_")]
+                assert not private, f"{name_of(path)} imports {private[0]} of {node.module}"
+
+
 def test_no_import_cycle() -> None:
     modules = {module_of(path): path for path in FILES}
     graph = {name: imports_of(path, at_import=True) & modules.keys() - {name} for name, path in modules.items()}

@@ -74,7 +74,7 @@ def _work(
     """The recipe to run, the file's or the plan's own, and what is expected of it."""
     from estimators.models import build
     from estimators.pricing import price
-    from planner.commands.plan import _config, _made, _rules
+    from planner.commands.plan import config_named, planned, rules_at
     from planner.dry import tracer_of, what_is_missing
     from planner.learned import calibration_of
 
@@ -82,15 +82,15 @@ def _work(
     if recipe_file is None:
         if values["model"] is None:
             raise BadInput("--model or a recipe file is missing: plan measure --model llama-3.2-1b --method lora")
-        goal, rules = replace(goal_of({**values, "top": 0}), calibration=calibration), _rules(values["rules_path"])
-        config = _config(goal.model, offline=values["offline"])
+        goal, rules = replace(goal_of({**values, "top": 0}), calibration=calibration), rules_at(values["rules_path"])
+        config = config_named(goal.model, offline=values["offline"])
         model = build(config)
-        chosen = _made(goal, config, model, cluster, rules, values).chosen
+        chosen = planned(goal, config, model, cluster, rules, values).chosen
         if chosen is None:
             raise BadInput("nothing fits this machine, as plan says; give a recipe file to run one all the same")
         return chosen.recipe, config, model, chosen.price
     recipe = _recipe(recipe_file)
-    config = _config(recipe.model, offline=values["offline"])
+    config = config_named(recipe.model, offline=values["offline"])
     model = build(config)
     tracer = None if what_is_missing() or values["fast"] else tracer_of(config)
     return recipe, config, model, price(model, recipe, cluster, vram_budget_bytes=values["vram_budget_bytes"],

@@ -58,12 +58,12 @@ def subject_of(values: Mapping[str, Any]) -> Subject:
         BadInput: --model is missing, or --gpus describes others.
     """
     from estimators.models import build
-    from planner.commands.plan import _config, _rules
+    from planner.commands.plan import config_named, rules_at
 
     if values["model"] is None:
         raise BadInput("--model is missing: plan sweep --model llama-3.2-1b --weights FOLDER --data train.jsonl")
     _refuse_on_cpu(values)
-    rules, config = _rules(values["rules_path"]), _config(values["model"], offline=values["offline"])
+    rules, config = rules_at(values["rules_path"]), config_named(values["model"], offline=values["offline"])
     goal = replace(
         goal_of({**values, "methods": (), "targets": None, "top": 0, "objective": "quality"}), offload="never"
     )

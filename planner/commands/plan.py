@@ -159,8 +159,8 @@ def run(values: Mapping[str, Any]) -> int:
     taking.check(values)
     want = emitting.wanted(values)
     goal = goal_of(emitting.with_trainer(values))
-    rules = _rules(values["rules_path"])
-    config = _config(goal.model, offline=values["offline"])
+    rules = rules_at(values["rules_path"])
+    config = config_named(goal.model, offline=values["offline"])
     model = build(config)
     if values["gpus"] is not None:
         return _plan(goal, config, model, machine.described(values), rules, values, want)
@@ -189,13 +189,13 @@ def goal_of(values: Mapping[str, Any]) -> Goal:
     return goal
 
 
-def _rules(path: str | None) -> "Rules":
+def rules_at(path: str | None) -> "Rules":
     from planner.rules import load_rules
 
     return load_rules(path)
 
 
-def _config(name: str, *, offline: bool) -> Config:
+def config_named(name: str, *, offline: bool) -> Config:
     def fetch(hub_id: str) -> Mapping[str, object]:
         from runners.hub import fetch_config
 
@@ -217,7 +217,7 @@ def _plan(
 ) -> int:
     if want:
         emitting.check_tools(goal, config, model, cluster, rules, want)
-    plan = _made(goal, config, model, cluster, rules, values)
+    plan = planned(goal, config, model, cluster, rules, values)
     plan, emitted = emitting.emit_plan(plan, config, want) if want else (plan, None)
     if values["as_json"]:
         from planner.report.json import dump, plan_document
@@ -235,7 +235,7 @@ def _plan(
     return plan.exit_code
 
 
-def _made(
+def planned(
     goal: Goal, config: Config, model: "ModelSpec", cluster: "Cluster", rules: "Rules", values: Mapping[str, Any]
 ) -> "Plan":
     """The plan, confirmed by dry runs where they are wanted and can be made."""

@@ -17,7 +17,7 @@ from planner.capacity.cost import Ownership
 from planner.capacity.prices import one_currency, read_day, read_sheet
 from planner.capacity.question import Question, Work
 from planner.commands.parameters import VERBOSE, Read, as_typed, model_names
-from planner.commands.plan import SECTIONS, _config
+from planner.commands.plan import SECTIONS, config_named
 from planner.goal import Goal
 from planner.lists import read_duration
 from planner.report.paint import say
@@ -41,7 +41,7 @@ def _run(**values: Any) -> int:
     fmt = _format(values["format"], values["output"])
     today = datetime.now(UTC).date()
     rules = load_rules(values["rules_path"])
-    found = {name: _config(name, offline=values["offline"]) for name in _models(values["models"])}
+    found = {name: config_named(name, offline=values["offline"]) for name in _models(values["models"])}
     configs = {
         name: config for name, config in found.items() if config is _first(found, config)
     }  # aliases of one model

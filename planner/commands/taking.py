@@ -64,7 +64,7 @@ def check(values: Mapping[str, Any]) -> None:
 def run(values: Mapping[str, Any]) -> int:
     """Reads, prices, prints, and returns the exit code: 0 fits, 3 does not."""
     from estimators.models import build
-    from planner.commands.plan import _config
+    from planner.commands.plan import config_named
     from planner.emit.taken import model_of, take, tool_of
     from planner.emit.yaml_read import parse, read_file
     from planner.learned import calibration_of
@@ -76,7 +76,7 @@ def run(values: Mapping[str, Any]) -> int:
     tool = tool_of(document)
     name = values["model"] or model_of(document, tool)
     try:
-        config = _config(name, offline=values["offline"])
+        config = config_named(name, offline=values["offline"])
     except UnknownName as error:
         if values["model"] is not None:
             raise

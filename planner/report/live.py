@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from estimators.outcome import Outcome
 from planner.report.figures import clean, duration, gib, number_of, rate
 from planner.report.page import BLANK, Column, Line, Span, labelled, paragraph, plain, table
-from planner.report.paint import STYLES, _encodable, _speaks_unicode, page_width, say
+from planner.report.paint import STYLES, encodable, page_width, say, speaks_unicode
 from planner.report.progress import SECONDS_BETWEEN
 from planner.report.telling import best_of, configuration_of, doing, end_of, in_words
 from planner.sweep.result import Event, Finished, Moved, Planned, Retried, Started, Trial
@@ -244,7 +244,7 @@ def _table(picture: Callable[[], list[Line]]) -> "Live":
     def drawn() -> Text:
         found = Text(no_wrap=True, overflow="ellipsis")
         for line in picture():
-            spans = line if _speaks_unicode(stream) else [(_encodable(plain(line), stream), "")]
+            spans = line if speaks_unicode(stream) else [(encodable(plain(line), stream), "")]
             whole = Text.assemble(*((text, STYLES.get(style, "")) for text, style in spans))
             whole.rstrip()
             found.append_text(whole).append("\n")

@@ -59,13 +59,13 @@ def show(page: Iterable[Line]) -> None:
 
 def write(text: str) -> None:
     """One line of the result, on stdout."""
-    print(_encodable(text, sys.stdout))
+    print(encodable(text, sys.stdout))
 
 
 def say(text: str) -> None:
     """One line beside the result, on stderr."""
     if sys.stderr is not None:
-        print(_encodable(clean(text), sys.stderr), file=sys.stderr)
+        print(encodable(clean(text), sys.stderr), file=sys.stderr)
 
 
 def _show_in_colour(page: Iterable[Line]) -> None:
@@ -85,14 +85,14 @@ def _is_terminal(stream: TextIO | None) -> bool:
 def _is_colourful(stream: TextIO) -> bool:
     """A terminal that takes colours, to a person who did not ask for none (no-color.org)."""
     plain_terminal = os.environ.get("TERM", "").lower() in ("dumb", "unknown")
-    return stream.isatty() and not os.environ.get("NO_COLOR") and not plain_terminal and _speaks_unicode(stream)
+    return stream.isatty() and not os.environ.get("NO_COLOR") and not plain_terminal and speaks_unicode(stream)
 
 
-def _speaks_unicode(stream: TextIO) -> bool:
+def speaks_unicode(stream: TextIO) -> bool:
     return (stream.encoding or "").lower().replace("-", "") in ("utf8", "utf16", "utf16le", "cp65001")
 
 
-def _encodable(text: str, stream: TextIO | None) -> str:
+def encodable(text: str, stream: TextIO | None) -> str:
     encoding = getattr(stream, "encoding", None) or "utf-8"
     try:
         text.encode(encoding)

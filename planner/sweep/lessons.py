@@ -11,7 +11,7 @@ from estimators.placement import used_cluster
 from estimators.price import Price
 from estimators.record import Entry, measured_of, prediction_of
 from planner.learned import calibration_of
-from planner.measure import CPU, _utilisation
+from planner.measure import CPU, flops_utilisation_of
 from planner.sweep.appraise import OnGpus
 from planner.sweep.ledger import result_in
 from planner.sweep.result import Trial, key_of
@@ -70,7 +70,7 @@ class Lessons:
             machine=this_machine(self._cluster.gpus if self._cluster is not None else ()),
             gpu=gpus[0].device.name if gpus else CPU,
             recipe=trial.recipe,
-            measured=measured_of(result, _utilisation(result, self._model, trial.recipe, gpus)),
+            measured=measured_of(result, flops_utilisation_of(result, self._model, trial.recipe, gpus)),
             prediction=prediction_of(price) if price is not None else None,
             versions=self._versions,
             config=self._config,
