@@ -70,7 +70,10 @@ def validate(tool: str, environments: Path) -> bool:
     with tempfile.TemporaryDirectory() as folder:
         print(f"{tool}: {write_all(tool, Path(folder))} written", flush=True)
         quiet = {"HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": "", "AXOLOTL_DO_NOT_TRACK": "1"}
-        done = subprocess.run([str(python), "-P", str(script), folder], env={**os.environ, **quiet}, check=False)
+        beside = {"PYTHONPATH": str(script.parent)}  # what the checks share
+        done = subprocess.run(
+            [str(python), "-P", str(script), folder], env={**os.environ, **quiet, **beside}, check=False
+        )
     return done.returncode == 0
 
 

@@ -31,6 +31,8 @@ class Change:
 
 SHORTER = (0.75, 0.5, 0.25, 0.125)
 """Shares of the sequence length to try."""
+SHORTEST = 64
+"""Tokens: nobody trains on less."""
 
 
 def cheapest_change(
@@ -84,7 +86,7 @@ def _changes(recipe: Recipe) -> list[tuple[str, dict[str, Any]]]:
         changes.append(("--loss liger", {"loss": "liger"}))
     for share in SHORTER:
         length = int(recipe.sequence_length * share)
-        if length >= 64:
+        if length >= SHORTEST:
             changes.append((f"--seq-len {length}", {"sequence_length": length}))
     return changes
 

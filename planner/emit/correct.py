@@ -11,14 +11,12 @@ from estimators.model import ModelSpec
 from estimators.price import Price
 from estimators.recipe import Adapter, Parallelism, Recipe
 from estimators.trainable import default_targets
+from planner.change import SHORTER, SHORTEST
+from planner.search import OFFLOADS
 
 Quote = Callable[[Recipe], Price]
 SHARDED = ("zero2", "zero3", "fsdp2")
-OFFLOADS: tuple[tuple[str, tuple[str, ...]], ...] = (
-    ("zero2", ("optimizer",)), ("zero3", ("optimizer",)), ("zero3", ("optimizer", "parameters")),
-)  # fmt: skip
-SHORTER = (0.75, 0.5, 0.25, 0.125)
-SHORTEST, MOST_CONFIRMED = 64, 4
+MOST_CONFIRMED = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,10 +2,10 @@
 
 import os
 import sys
-import traceback
 from pathlib import Path
 
 import yaml
+from every_folder import main
 
 CAPABILITIES = {"bf16": True, "fp8": False, "tf32": True, "n_gpu": 2, "n_node": 1, "compute_capability": "sm_90"}
 
@@ -49,18 +49,5 @@ def _plain(value: object) -> object:
     return dict(value) if isinstance(value, dict) else getattr(value, "value", value)
 
 
-def main() -> int:
-    bad = 0
-    folders = [path.parent.resolve() for path in sorted(Path(sys.argv[1]).glob("*/axolotl.yaml"))]
-    for folder in folders:
-        try:
-            check(folder)
-        except Exception:
-            bad += 1
-            print(f"{folder.name}\n{traceback.format_exc(limit=2)}")
-    print(f"axolotl: {len(folders) - bad} of {len(folders)} accepted")
-    return 1 if bad or not folders else 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main("axolotl", "axolotl.yaml", check))

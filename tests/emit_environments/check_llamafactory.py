@@ -3,9 +3,10 @@
 import json
 import os
 import sys
-import traceback
 import types
 from pathlib import Path
+
+from every_folder import main
 
 os.environ |= {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29512"}
 os.environ |= {"DISABLE_VERSION_CHECK": "1", "LLAMAFACTORY_VERBOSITY": "ERROR"}
@@ -49,18 +50,5 @@ REWRITTEN = ("dataset", "lora_target", "report_to", "trust_remote_code", "output
 """Split into lists, or kept elsewhere."""
 
 
-def main() -> int:
-    bad = 0
-    folders = [path.parent.resolve() for path in sorted(Path(sys.argv[1]).glob("*/llamafactory.yaml"))]
-    for folder in folders:
-        try:
-            check(folder)
-        except Exception:
-            bad += 1
-            print(f"{folder.name}\n{traceback.format_exc(limit=2)}")
-    print(f"llamafactory: {len(folders) - bad} of {len(folders)} accepted")
-    return 1 if bad or not folders else 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main("llamafactory", "llamafactory.yaml", check))

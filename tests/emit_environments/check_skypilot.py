@@ -2,10 +2,10 @@
 
 import os
 import sys
-import traceback
 from pathlib import Path
 
 import yaml
+from every_folder import main
 
 
 def check(folder: Path) -> None:
@@ -22,18 +22,5 @@ def check(folder: Path) -> None:
     assert wanted == set(settings["resources"]["accelerators"]), wanted
 
 
-def main() -> int:
-    bad = 0
-    folders = [path.parent.resolve() for path in sorted(Path(sys.argv[1]).glob("*/sky.yaml"))]
-    for folder in folders:
-        try:
-            check(folder)
-        except Exception:
-            bad += 1
-            print(f"{folder.name}\n{traceback.format_exc(limit=2)}")
-    print(f"skypilot: {len(folders) - bad} of {len(folders)} accepted")
-    return 1 if bad or not folders else 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main("skypilot", "sky.yaml", check))

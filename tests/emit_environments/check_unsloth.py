@@ -5,9 +5,10 @@ Every keyword of train_unsloth.py is one of the functions' own, as their source 
 
 import ast
 import sys
-import traceback
 from importlib.metadata import distribution
 from pathlib import Path
+
+from every_folder import main
 
 
 def parameters(name: str) -> set[str]:
@@ -31,18 +32,5 @@ def check(folder: Path) -> None:
     assert not unknown, f"no such keywords: {sorted(unknown)}"
 
 
-def main() -> int:
-    bad = 0
-    folders = [path.parent.resolve() for path in sorted(Path(sys.argv[1]).glob("*/train_unsloth.py"))]
-    for folder in folders:
-        try:
-            check(folder)
-        except Exception:
-            bad += 1
-            print(f"{folder.name}\n{traceback.format_exc(limit=2)}")
-    print(f"unsloth: {len(folders) - bad} of {len(folders)} accepted")
-    return 1 if bad or not folders else 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main("unsloth", "train_unsloth.py", check))
