@@ -18,6 +18,7 @@ def walk_block(tape: Tape, setting: Setting, block: Block, stream: Value) -> Val
         if made_by == "attention":
             made = _attention(tape, setting, block.attention, source)
         else:
+            tape.locals.append(source)  # a variable of the block's code until the feed-forward returns
             made = _feed_forward(tape, setting, block.feed_forward, source)
         if block.norms_sums and after:
             stream = normalize(tape, setting, tape.sum(stream, _branch(tape, block, made)), after)

@@ -46,7 +46,11 @@ def footprint(tape: Tape, stretch_input: Value, *, checkpointed: bool = False) -
     end = len(unpacks) - unpacks[::-1].index(True) if checkpointed and True in unpacks else 0
     variables = set(map(id, tape.locals))
     passes = _Passes(tape, stretch_input, saves)
-    recompute_peak, forward_peak = passes.forward(set(map(id, saved)) | variables, end)
+    stays = set(map(id, saved)) | variables
+    recompute_peak, forward_peak = passes.forward(stays, end)
+    if checkpointed:  # a checkpoint holds what it was handed, whoever else is done with it
+        variables.add(id(stretch_input))
+        recompute_peak, _ = passes.forward(stays | variables, end)
     backward_peak, growing_peak, accumulating_peak, waiting = passes.backward(kept, unpacks)
     return Footprint(
         kept=kept,

@@ -195,7 +195,7 @@ def _alive(model: ModelSpec, recipe: Recipe, walked: Walk, job: Job) -> Iterator
     """Each moment: its name, its phase, what the passes hold, and the share of its phase's gradients that exist."""
     checkpointing, stream = recipe.gradient_checkpointing, walked.stream_bytes
     head, last = walked.head.footprint, walked.blocks[walked.kinds[-1]].footprint
-    kept = walked.layers * stream + walked.pinned if checkpointing else walked.kept + stream
+    kept = walked.handed_to(walked.layers) + walked.pinned if checkpointing else walked.kept + stream
     kept += walked.embedding_kept
     casts = walked.cached_casts if checkpointing else 0
     before_last = kept - (stream + last.pinned if checkpointing else last.kept)
@@ -234,7 +234,7 @@ def _blocks_alive(
         block = (walked.blocks[walked.kinds[layer]] if layer else walked.first).footprint
         made = block.accumulating_peak if job.accumulates else block.growing_peak
         working = max(made if alone else block.backward_peak, block.recompute_peak)
-        before = layer * stream + walked.pinned * layer // walked.layers
+        before = walked.handed_to(layer) + walked.pinned * layer // walked.layers
         before = walked.embedding_kept + (before if checkpointing else walked.kept_before(layer) + stream)
         start = layer + 1 if alone else layer
         later = walked.parameters_from[start] / walked.parameters_from[0] if everything else 1 - start / walked.layers

@@ -10,6 +10,7 @@ from estimators.strategies.adapter.lora import Lora
 from estimators.strategies.attention.eager import EagerAttention
 from estimators.strategies.attention.flash_attention_2 import FlashAttention2
 from estimators.strategies.attention.sdpa import FusedAttention
+from estimators.strategies.attention.sdpa_no_cudnn import WithoutCudnn
 from estimators.strategies.axes import (
     AdapterLaw,
     AttentionLaw,
@@ -81,6 +82,7 @@ ATTENTIONS: dict[str, AttentionLaw] = {
     law.name: law
     for law in (
         FusedAttention(name="sdpa"),
+        WithoutCudnn(),
         FlashAttention2(),
         EagerAttention(),
     )

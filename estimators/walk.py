@@ -39,6 +39,8 @@ class Walk:
     head: Stretch
     stream_bytes: int
     """The residual stream between two blocks, which is what activation checkpointing keeps of a block."""
+    embedded_bytes: int
+    """The same before the first block."""
 
     @cached_property
     def layers(self) -> int:
@@ -48,6 +50,10 @@ class Walk:
     def kept(self) -> int:
         """Saved by all blocks when the forward pass has left them, without checkpointing."""
         return self.kept_before(self.layers)
+
+    def handed_to(self, layers: int) -> int:
+        """What activation checkpointing keeps of so many blocks."""
+        return layers * self.stream_bytes - (self.stream_bytes - self.embedded_bytes if layers else 0)
 
     def kept_before(self, layer: int) -> int:
         """Saved by the blocks before one, without checkpointing."""
@@ -154,6 +160,7 @@ def _walk(
         first=first,
         head=head,
         stream_bytes=stream.size_bytes,
+        embedded_bytes=embedded.size_bytes,
     )
 
 

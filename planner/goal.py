@@ -37,9 +37,13 @@ class Goal:
     loss: str | None = None
     gradient_checkpointing: bool | None = None
     expandable_segments: bool | None = None
-    """torch's allocator; None: only in a sweep over rows of varying lengths."""
+    """torch's allocator; None: where rows vary."""
     trainer: Literal["transformers", "trl"] = "transformers"
     padded: bool = False
+    packing: bool = False
+    varying: bool = False
+    """Rows of data differ in length, so that batches do in width, and several rows of one hold padding. Not the user's
+    to say: packing ends it."""
     objective: Objective = "quality"
     offload: OffloadPolicy = "allowed"
     vram_budget_bytes: int | None = None

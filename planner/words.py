@@ -32,6 +32,7 @@ OPTIONS = {
     "expandable_segments": "--expandable-segments",
     "trainer": "--trainer",
     "padded": "--padded",
+    "packing": "--packing",
     "objective": "--objective",
     "offload": "--offload",
     "vram_budget_bytes": "--vram-budget",
@@ -157,6 +158,8 @@ def _assumed(
         yield f"not all GPUs can be used: {idle}"
     if not goal.padded:
         yield "every sequence is full: shorter ones need less, none needs more"
+    if goal.varying and not goal.packing:
+        yield "rows of --data differ in length: several of one batch hold padding (--packing: they are of one width)"
     if cluster is None or cluster.hypothetical:
         yield "the GPUs are idle; the driver keeps its share of them"
     elif goal.assume_idle:

@@ -73,17 +73,32 @@ def adapted(model: Any, recipe: Recipe) -> Any:
     return row("PEFT", PEFT, recipe.adapter.method)(model, recipe)
 
 
-ATTENTIONS = {"sdpa": None, "eager": None, "flash_attention_2": "flash_attn"}
-"""transformers' attn_implementation, which goes by our names, and the package that it needs."""
+ATTENTIONS = {
+    "sdpa": ("sdpa", None),
+    "sdpa_no_cudnn": ("sdpa", None),  # its environment tells torch the rest
+    "eager": ("eager", None),
+    "flash_attention_2": ("flash_attention_2", "flash_attn"),
+}
+"""transformers' attn_implementation, and the package that it needs."""
+
+
+def attention_of(recipe: Recipe) -> str:
+    """The recipe's attention, as transformers calls it.
+
+    Raises:
+        BadInput: the package of its kernels is not installed.
+    """
+    name, package = row("transformers", ATTENTIONS, recipe.attention)
+    if package is not None:
+        tool(package)
+    return str(name)
 
 
 def _base(recipe: Recipe, config: Config, device: DeviceName) -> Any:
     """The bare model: made where it is trained, or skeleton first and quantised layer by layer."""
     fields = dict(config.fields)
     settings = transformers.AutoConfig.for_model(str(fields.pop("model_type")), **fields)
-    if package := row("transformers", ATTENTIONS, recipe.attention):
-        tool(package)
-    settings._attn_implementation = recipe.attention
+    settings._attn_implementation = attention_of(recipe)
     settings.use_cache = False
     models: Any = transformers.AutoModelForCausalLM
     with hollow() if recipe.quantized else torch.device(device):

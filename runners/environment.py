@@ -4,6 +4,8 @@ import os
 from collections.abc import Mapping, Sequence
 
 from estimators.hardware import Gpu
+from estimators.recipe import Recipe
+from estimators.strategies.attention.sdpa_no_cudnn import NAME as NO_CUDNN
 from runners.host import usable_cores
 from runners.job import Job
 
@@ -16,6 +18,7 @@ _READ_AT_IMPORT = (
 )  # fmt: skip
 _ALLOCATOR = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
 """The same variable under its old name and its new one."""
+CUDNN_LAST = "TORCH_CUDNN_SDPA_DEPRIORITIZED"
 
 
 def needs_launcher(work: Job) -> bool:
@@ -49,9 +52,13 @@ def environment_of(
         "TRANSFORMERS_VERBOSITY": "error",
         "WANDB_DISABLED": "true",
     }
-    if work.recipe.expandable_segments:
-        kept |= dict.fromkeys(_ALLOCATOR, "expandable_segments:True")
-    return kept
+    return kept | torch_environment(work.recipe)
+
+
+def torch_environment(recipe: Recipe) -> dict[str, str]:
+    """What torch has of a recipe from its environment alone."""
+    allocator = dict.fromkeys(_ALLOCATOR, "expandable_segments:True") if recipe.expandable_segments else {}
+    return allocator | ({CUDNN_LAST: "1"} if recipe.attention == NO_CUDNN else {})
 
 
 def _visible(work: Job, gpus: Sequence[Gpu]) -> dict[str, str]:
@@ -69,7 +76,7 @@ def settings_of(environment: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
 
 
 def _dropped(name: str) -> bool:
-    """Secrets, which a job has no use for, and settings of the allocator that are not the recipe's."""
+    """Secrets, which a job has no use for, and settings of torch that are not the recipe's."""
     upper = name.upper()
-    ours = upper in _ALLOCATOR or upper.startswith(("TORCHELASTIC", "ACCELERATE_"))
+    ours = upper in (*_ALLOCATOR, CUDNN_LAST) or upper.startswith(("TORCHELASTIC", "ACCELERATE_"))
     return ours or upper in ("RANK", "LOCAL_RANK", "WORLD_SIZE") or any(word in upper for word in _SECRET_NAMES)

@@ -8,7 +8,7 @@ import transformers
 
 from estimators.errors import BadInput
 from estimators.recipe import Recipe
-from runners.build import adapted, build_model
+from runners.build import adapted, attention_of, build_model
 from runners.job import RANDOM, Job
 from runners.losses import DeviceName
 from runners.tools import DATA_TYPES
@@ -49,7 +49,7 @@ def _load(job: Job, device: DeviceName) -> Any:
     try:
         model = models.from_pretrained(
             job.weights, config=settings, dtype=DATA_TYPES[job.recipe.weights], device_map=place,
-            attn_implementation=job.recipe.attention, quantization_config=quantization(job.recipe),
+            attn_implementation=attention_of(job.recipe), quantization_config=quantization(job.recipe),
             use_safetensors=True, trust_remote_code=False, local_files_only=True,
         )  # fmt: skip
     except (ValueError, KeyError) as error:

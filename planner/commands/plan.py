@@ -100,6 +100,7 @@ SECTIONS: dict[str, tuple[click.Option, ...]] = {
             help="transformers, or trl for SFTTrainer.",
         ),
         click.Option(["--padded"], is_flag=True, help="Batches hold padding, which forbids some attention kernels."),
+        click.Option(["--packing"], is_flag=True, help="Rows joined end to end and cut: no padding, all of one width."),
         click.Option(["--tokens"], type=Read(options.read_count, "N"), help="Length of the job in tokens: 10M, 1e9."),
         click.Option(["--samples"], type=Read(options.read_count, "N"), help="Length of the job in sequences: 50000."),
     ),
@@ -115,7 +116,7 @@ SECTIONS: dict[str, tuple[click.Option, ...]] = {
             default=None,
             help="Of torch's allocator: for rows of many lengths. By default only plan sweep uses them, on such data.",
         ),
-        click.Option(["--attention"], type=_one_of(_laws("ATTENTIONS")), help="sdpa or eager; by default sdpa."),
+        click.Option(["--attention"], type=_one_of(_laws("ATTENTIONS")), help="sdpa, sdpa_no_cudnn or eager …"),
         click.Option(["--loss"], type=_one_of(_laws("LOSSES")), help="plain or liger; by default plain."),
         click.Option(
             ["--offload"],
@@ -179,7 +180,7 @@ def goal_of(values: Mapping[str, Any]) -> Goal:
     """The goal; options that contradict each other are refused."""
     given = {name: values[name] for name in Goal.__slots__ if name in values}
     methods = tuple(dict.fromkeys(name for names in values["methods"] for name in names))
-    goal = Goal(**{**given, "methods": methods or None})
+    goal = Goal(**{**given, "methods": methods or None, "varying": values.get("data") is not None})
     if goal.tokens and goal.samples:
         raise BadInput("give --tokens or --samples, not both")
     if goal.micro_batch and goal.global_batch and goal.global_batch % goal.micro_batch:

@@ -38,8 +38,8 @@ OPTIONS = (
 BESIDE = {"accelerate_config": "--accelerate-config", "deepspeed_config": "--deepspeed-config"}
 OF_A_GOAL = (
     "methods", "rank", "alpha", "targets", "dropout", "sequence_length", "global_batch", "optimizer", "precision",
-    "learning_rate", "padded", "micro_batch", "gradient_checkpointing", "expandable_segments", "attention", "loss",
-    "rules_path", "data",
+    "learning_rate", "padded", "packing", "micro_batch", "gradient_checkpointing", "expandable_segments", "attention",
+    "loss", "rules_path", "data",
 )  # fmt: skip
 """What the file says itself."""
 LIMITS = ("vram_budget_bytes", "headroom_bytes", "assume_idle", "tokens", "samples")

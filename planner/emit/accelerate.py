@@ -3,11 +3,13 @@
 import shlex
 from collections.abc import Mapping, Sequence
 
+from estimators.strategies.attention.sdpa_no_cudnn import NAME as NO_CUDNN
 from planner.emit.deepspeed import FILE as DEEPSPEED_FILE
 from planner.emit.deepspeed import if_zero
 from planner.emit.order import Order, Settings, Tool
 from planner.emit.rows import row
 from planner.emit.yaml_text import dump
+from runners.environment import CUDNN_LAST
 
 NAME, FILE = "accelerate", "accelerate.yaml"
 PORT = 29500
@@ -69,6 +71,7 @@ def launch(order: Order, words: Sequence[str]) -> str:
 def environment(order: Order) -> str:
     """What stands before a command: words of ours alone."""
     words = [ENVIRONMENT] if order.recipe.expandable_segments else []
+    words += [f"{CUDNN_LAST}=1"] if order.recipe.attention == NO_CUDNN else []
     words += [f"OMP_NUM_THREADS=$(( $(nproc) / {order.gpus_per_node} ))"] if steps_on_cpu(order) else []
     return "".join(f"{word} " for word in words)
 

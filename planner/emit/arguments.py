@@ -20,8 +20,8 @@ OPTIMIZERS = dict.fromkeys(
      "adafactor", "lion_32bit", "lion_8bit", "paged_lion_32bit", "paged_lion_8bit", "sgd"), True,
 )  # fmt: skip
 """Names that are its own (OptimizerNames)."""
-ATTENTIONS = {name: name for name in ("sdpa", "eager", "flash_attention_2")}
-"""As from_pretrained takes them in attn_implementation."""
+ATTENTIONS = {"sdpa": "sdpa", "sdpa_no_cudnn": "sdpa", "eager": "eager", "flash_attention_2": "flash_attention_2"}
+"""As from_pretrained takes them in attn_implementation; what stands before the command says the rest."""
 LOSSES = {"plain": False, "liger": True}
 DATA_TYPES = {name: name for name in ("float32", "bfloat16", "float16")}
 PARALLELISMS = ("none", "ddp", "zero1", "zero2", "zero3", "fsdp2")

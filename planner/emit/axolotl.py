@@ -5,8 +5,8 @@ from collections.abc import Mapping
 
 from estimators.recipe import ALL_LINEAR, Recipe
 from planner.emit.accelerate import visible
+from planner.emit.arguments import ATTENTIONS, output_of
 from planner.emit.arguments import OPTIMIZERS as TRANSFORMERS_OPTIMIZERS
-from planner.emit.arguments import output_of
 from planner.emit.data import path_of
 from planner.emit.deepspeed import FILE as DEEPSPEED_FILE
 from planner.emit.deepspeed import if_zero
@@ -39,7 +39,6 @@ TYPES: dict[str, Settings] = {
 }  # fmt: skip
 """It loads the weights in the type that it computes in."""
 OPTIMIZERS = TRANSFORMERS_OPTIMIZERS
-ATTENTIONS = {name: name for name in ("sdpa", "eager", "flash_attention_2")}
 LOSSES: dict[str, Settings] = {
     "plain": {},
     "liger": {

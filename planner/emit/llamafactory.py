@@ -29,7 +29,7 @@ QUANTIZATIONS: dict[str, Settings] = {
     "nf4-single": {"quantization_bit": 4, "quantization_type": "nf4", "double_quantization": False},
     "int8": {"quantization_bit": 8},
 }
-ATTENTIONS = {"sdpa": "sdpa", "eager": "disabled", "flash_attention_2": "fa2"}
+ATTENTIONS = {"sdpa": "sdpa", "sdpa_no_cudnn": "sdpa", "eager": "disabled", "flash_attention_2": "fa2"}
 LOSSES = {"plain": False, "liger": True}
 MIXED: dict[str, Settings] = {
     "bfloat16": {"bf16": True}, "float16": {"fp16": True}, "float32": {"bf16": False, "fp16": False},

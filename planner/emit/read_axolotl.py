@@ -2,7 +2,8 @@
 
 from estimators.errors import BadInput
 from estimators.recipe import ALL_LINEAR, Adapter, Recipe
-from estimators.techniques import ATTENTIONS, OPTIMIZERS
+from estimators.techniques import OPTIMIZERS
+from planner.emit.arguments import ATTENTIONS
 from planner.emit.read_trl import targets_of
 from planner.emit.reading import Fields, Setting, known
 
@@ -68,7 +69,8 @@ def read(fields: Fields, setting: Setting) -> Recipe:
 
 def _attention(fields: Fields) -> str:
     flags = [name for word, name in ATTENTION_FLAGS.items() if fields.flag(word, False)]
-    return known(NAME, "the attention", ATTENTIONS, fields.text("attn_implementation", flags[0] if flags else "sdpa"))
+    name = fields.text("attn_implementation", flags[0] if flags else "sdpa")
+    return known(NAME, "the attention", ATTENTIONS.values(), name)
 
 
 def _quantization(fields: Fields) -> str:

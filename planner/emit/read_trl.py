@@ -1,12 +1,16 @@
 """TRL's YAML as a recipe, with SFTConfig's and ModelConfig's own defaults (trl 1.16)."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from estimators.errors import BadInput
 from estimators.recipe import ALL_LINEAR, Adapter, Recipe
-from estimators.techniques import ATTENTIONS, OPTIMIZERS
+from estimators.strategies.attention.sdpa_no_cudnn import NAME as NO_CUDNN
+from estimators.techniques import OPTIMIZERS
 from estimators.trainable import default_targets
+from planner.emit.arguments import ATTENTIONS
 from planner.emit.reading import Fields, Setting, known
+from runners.environment import CUDNN_LAST
 
 NAME = "trl"
 SIGNS = ("model_name_or_path", "lora_r", "use_peft", "max_length", "dtype", "lora_target_modules", "load_in_4bit")
@@ -28,6 +32,7 @@ def read(fields: Fields, setting: Setting) -> Recipe:
     Raises:
         BadInput: a key is wrong, or names what is not priced here.
     """
+    environment = {name: str(value) for name, value in fields.table("env").items()}
     weights = fields.one_of("dtype", TYPES | {"auto": setting.half}, "float32")
     half, fp16 = fields.flag("bf16", True), fields.flag("fp16", False)
     compute = "float16" if fp16 else "bfloat16" if half else "float32"
@@ -43,7 +48,7 @@ def read(fields: Fields, setting: Setting) -> Recipe:
         compute=compute,
         optimizer=known(NAME, "the optimizer", OPTIMIZERS, fields.text("optim", "adamw_torch_fused")),
         gradient_checkpointing=checkpointing,
-        attention=known(NAME, "the attention", ATTENTIONS, fields.text("attn_implementation", "sdpa")),
+        attention=_attention(fields, environment),
         loss="plain",
         micro_batch=fields.whole("per_device_train_batch_size", 8, 1, 65_536),
         gradient_accumulation=fields.whole("gradient_accumulation_steps", 1, 1, 1 << 20),
@@ -53,7 +58,7 @@ def read(fields: Fields, setting: Setting) -> Recipe:
         evaluation_batch=_evaluation(fields),
         learning_rate=fields.number("learning_rate", 2e-5),
         seed=fields.whole("seed", 42),
-        expandable_segments=_expandable(fields),
+        expandable_segments=any("expandable_segments:True" in value for value in environment.values()),
     )
 
 
@@ -93,6 +98,6 @@ def _evaluation(fields: Fields) -> int | None:
     return batch if evaluates not in ("no", False) else None
 
 
-def _expandable(fields: Fields) -> bool:
-    environment = fields.table("env")
-    return any("expandable_segments:True" in str(value) for value in environment.values())
+def _attention(fields: Fields, environment: Mapping[str, str]) -> str:
+    name = known(NAME, "the attention", ATTENTIONS.values(), fields.text("attn_implementation", "sdpa"))
+    return NO_CUDNN if name == "sdpa" and environment.get(CUDNN_LAST) == "1" else name

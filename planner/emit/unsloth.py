@@ -20,7 +20,7 @@ METHODS: dict[str, Settings] = {
     "lora int8": {"load_in_4bit": False, "load_in_8bit": True},
 }
 """Its 4-bit weights are nf4 with double quantization."""
-ATTENTIONS = {"sdpa": "its own choice among kernels that store no scores"}
+ATTENTIONS = dict.fromkeys(("sdpa", "sdpa_no_cudnn"), "its own choice among kernels that store no scores")
 LOSSES = {"plain": "its own fused cross entropy"}
 TYPES = {"bfloat16": "bfloat16", "float16": "float16"}
 CHECKPOINTING = {True: True, False: False}

@@ -24,6 +24,7 @@ def asks_for_no_less(one: Recipe, other: Recipe) -> bool:
             (one.adapter.dropout > 0) >= (other.adapter.dropout > 0),
             (one.gradient_accumulation > 1) >= (other.gradient_accumulation > 1),
             one.gradient_checkpointing <= other.gradient_checkpointing,
+            one.padded >= other.padded,
             _covers(one.adapter.targets, other.adapter.targets),
         )
     )
@@ -33,13 +34,17 @@ def _kind(recipe: Recipe) -> Recipe:
     """The recipe with all that memory grows with, or has nothing to do with, taken out."""
     adapter = replace(recipe.adapter, rank=0, alpha=0, dropout=0.0, targets=())
     return replace(recipe, adapter=adapter, micro_batch=1, gradient_accumulation=1, sequence_length=1,
-                   gradient_checkpointing=False, learning_rate=0.0, seed=0)  # fmt: skip
+                   gradient_checkpointing=False, padded=False, learning_rate=0.0, seed=0)  # fmt: skip
 
 
 def _covers(one: tuple[str, ...] | str, other: tuple[str, ...] | str) -> bool:
     if ALL_LINEAR in (one, other):
         return one == ALL_LINEAR
     return set(one) >= set(other)
+
+
+MOST_RECALLED = 3
+"""Of an earlier command's trials, those that are priced anew: a middle of three stands one that was disturbed."""
 
 
 class Clock:
@@ -57,8 +62,12 @@ class Clock:
         self._wholes.append((trial.first, trial.seconds))
         if trial.step_seconds:
             self._rests.append((trial.first, max(trial.seconds - self._steps * trial.step_seconds, 0.0)))
-            if step_seconds:
-                self._ratios.append(trial.step_seconds / step_seconds)
+            self.relate(trial.step_seconds, step_seconds)
+
+    def relate(self, measured: float | None, expected: float | None) -> None:
+        """A step, and what the estimator says of it that is still asked for others."""
+        if measured and expected:
+            self._ratios.append(measured / expected)
 
     def seconds(self, step_seconds: float | None) -> float | None:
         """None: nobody knows yet."""
@@ -83,6 +92,7 @@ class Screen:
     def __init__(self, appraiser: Appraiser, clock: Clock) -> None:
         self._appraise, self.clock = appraiser, clock
         self._too_much: list[Recipe] = []
+        self._recalled: list[Trial] = []
         self.prices: dict[str, Price] = {}
         """By the key of what is expected."""
 
@@ -93,7 +103,26 @@ class Screen:
     def is_too_much(self, recipe: Recipe) -> bool:
         return any(asks_for_no_less(recipe, known) for known in self._too_much)
 
+    def recall(self, trials: Sequence[Trial]) -> None:
+        """What an earlier command's trials took. The estimator may have learned from them since, and then what it said
+        of them before they ran would correct it twice: a few are priced again, once anything else is."""
+        self._recalled = [trial for trial in trials if trial.ok and trial.step_seconds and not trial.repeat]
+        self._recalled = self._recalled[-MOST_RECALLED:]
+
+    def _relate(self) -> None:
+        recalled, self._recalled = self._recalled, []
+        for trial in recalled:
+            self.clock.relate(trial.step_seconds, self._said(trial))
+
+    def _said(self, trial: Trial) -> float | None:
+        """The estimator's step, as it is now, of the very recipe that was run."""
+        same = replace(trial.recipe, seed=0)
+        found = self._appraise(trial.configuration, lambda recipe: replace(recipe, seed=0) != same)
+        known = not isinstance(found, Refusal) and found.price
+        return known.step_seconds.value if known else None
+
     def expect(self, configuration: Configuration, seed: int) -> Expected | Screened:
+        self._relate()
         found = self._appraise(configuration, self.is_too_much)
         if isinstance(found, Refusal):
             return Screened(configuration=configuration, kind=found.kind, reason=found.reason)

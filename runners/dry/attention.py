@@ -28,14 +28,20 @@ EFFICIENT_ROWS = 32
 """The memory-efficient kernel pads its log-sum-exp to so many rows."""
 
 
-def kernel_of(device: Device, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, grouped: bool) -> str:
-    """Which kernel CUDA takes: "cudnn", "flash", "efficient" or "math"."""
+def kernel_of(
+    device: Device, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, grouped: bool, cudnn: bool = True
+) -> str:
+    """Which kernel CUDA takes: "cudnn", "flash", "efficient" or "math".
+
+    Args:
+        cudnn: whether cuDNN's may go first; where it goes last, the plain one goes before it.
+    """
     heads = (query.shape[1], key.shape[1], value.shape[1])
     same_heads = len(set(heads)) == 1
     if query.dim() != 4 or not (same_heads or grouped):
         return "math"
     sizes = {query.shape[-1], key.shape[-1], value.shape[-1]}
-    if query.dtype in HALF and _fits_cudnn(device, query, value):
+    if cudnn and query.dtype in HALF and _fits_cudnn(device, query, value):
         return "cudnn"
     flash = query.dtype in HALF and device.compute_capability >= FLASH_CAPABILITY and mask is None
     if flash and len(sizes) == 1 and query.shape[-1] <= FLASH_LARGEST_HEAD:
@@ -179,9 +185,11 @@ def attend(
     is_causal: bool = False,
     scale: float | None = None,
     enable_gqa: bool = False,
+    *,
+    cudnn: bool = True,
 ) -> Tensor:
     """torch.nn.functional.scaled_dot_product_attention."""
-    kernel = kernel_of(device, query, key, value, attn_mask, enable_gqa)
+    kernel = kernel_of(device, query, key, value, attn_mask, enable_gqa, cudnn)
     if kernel == "cudnn":
         return Cudnn.apply(query, key, value, attn_mask)  # type: ignore[no-any-return, no-untyped-call]
     if kernel == "flash":

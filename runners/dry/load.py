@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter
+from transformers.pytorch_utils import Conv1D
 
 from estimators.models import Config
 from estimators.recipe import Adapter, Recipe
@@ -129,7 +130,8 @@ def _put(model: nn.Module, name: str, tensor: Tensor, layer: nn.Module | None, r
     with building.hollow():
         new, parameter = building.BITSANDBYTES_LAYERS[recipe.quantization](shape, recipe)
     model.set_submodule(path, new)
-    new.weight = parameter(tensor)._quantize(torch.device(META))
+    turned = tensor.T if isinstance(layer, Conv1D) else tensor  # GPT-2 stores inputs first
+    new.weight = parameter(turned)._quantize(torch.device(META))
 
 
 def _compute(model: Any) -> None:

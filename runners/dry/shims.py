@@ -27,9 +27,9 @@ META = "meta"
 class CudaFunctions(TorchFunctionMode):
     """Functions that choose their kernels by device, as they choose on CUDA."""
 
-    def __init__(self, device: Device, autocast: AutocastState) -> None:
+    def __init__(self, device: Device, autocast: AutocastState, cudnn: bool = True) -> None:
         super().__init__()
-        self.device = device
+        self.device, self.cudnn = device, cudnn
         self.autocast = autocast
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -37,7 +37,7 @@ class CudaFunctions(TorchFunctionMode):
         if self.autocast.enabled:
             args, kwargs = self.autocast.arguments(function, args, kwargs)
         if function is torch.nn.functional.scaled_dot_product_attention:
-            return attend(self.device, *args, **kwargs)
+            return attend(self.device, *args, **kwargs, cudnn=self.cudnn)
         if function is torch.nn.functional.dropout:
             return _dropout(*args, **kwargs)
         if function is torch.tensor and torch.device(kwargs.get("device") or "cpu").type == META:
@@ -68,10 +68,10 @@ def _dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool
 
 
 @contextmanager
-def cuda_on_meta(device: Device) -> Iterator[None]:
-    """Let code that runs on the meta device behave as it would on `device`."""
+def cuda_on_meta(device: Device, *, cudnn: bool = True) -> Iterator[None]:
+    """Let code that runs on the meta device behave as it would on `device`, with cuDNN's attention or without."""
     state = AutocastState()
-    functions = CudaFunctions(device, state)
+    functions = CudaFunctions(device, state, cudnn)
     with ExitStack() as stack:
         for replacement in (*_autocast(state), *_engine(functions), *_optimizers(), *_bitsandbytes(), *_trl()):
             stack.enter_context(replaced(*replacement))

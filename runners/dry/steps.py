@@ -13,6 +13,7 @@ from estimators.errors import BadInput, PlanError
 from estimators.hardware import Device
 from estimators.models import Config
 from estimators.recipe import Recipe
+from estimators.strategies.attention.sdpa_no_cudnn import NAME as NO_CUDNN
 from runners import build as building
 from runners.build import build, hollow
 from runners.dry import pointwise
@@ -87,7 +88,8 @@ def _run(recorder: Recorder, recipe: Recipe, config: Config, depth: int) -> None
     recorder.handlers |= handlers()
     blocks = block_names(built.model, depth)
     recorder.loaded(built.model, blocks)
-    with cuda_on_meta(recorder.device), recorder.watching(built.model, blocks):
+    cudnn = recipe.attention != NO_CUDNN
+    with cuda_on_meta(recorder.device, cudnn=cudnn), recorder.watching(built.model, blocks):
         loop = Loop(recipe, built, built.make_optimizer())
         for step in range(STEPS):
             if step == STEPS - 1:

@@ -92,7 +92,7 @@ def test_trl_reads_what_the_recipe_says(recipe: Recipe, here: Path) -> None:
     assert settings.gradient_checkpointing_kwargs == {"use_reentrant": False}
     assert bool(settings.deepspeed) == recipe.parallelism.kind.startswith("zero")
     assert bool(settings.fsdp) == (recipe.parallelism.kind == "fsdp2")
-    assert (model.dtype, model.attn_implementation) == (recipe.weights, recipe.attention)
+    assert (model.dtype, model.attn_implementation) == (recipe.weights, arguments.ATTENTIONS[recipe.attention])
     assert (model.use_peft, model.use_dora) == (recipe.adapter.method != "full", recipe.adapter.method == "dora")
     assert model.load_in_4bit == recipe.quantization.startswith("nf4")
     assert model.load_in_8bit == (recipe.quantization == "int8")
@@ -320,7 +320,7 @@ def test_sbatch_is_a_script_and_torchrun_understands_its_step(trainer: Any, tmp_
     from torch.distributed.run import get_args_parser
 
     recipe = Recipe(
-        model=MODEL, adapter=adapter_of("lora"), trainer=trainer, expandable_segments=True,
+        model=MODEL, adapter=adapter_of("lora"), trainer=trainer, expandable_segments=True, attention="sdpa_no_cudnn",
         parallelism=Parallelism(kind="zero3", devices=8),
     )  # fmt: skip
     files = write_for(order(recipe, nodes=2), ["slurm"]).files
@@ -330,10 +330,12 @@ def test_sbatch_is_a_script_and_torchrun_understands_its_step(trainer: Any, tmp_
     assert "#SBATCH --nodes=2\n" in text and "#SBATCH --gpus-per-node=4\n" in text
     assert subprocess.run(["bash", "-n"], input=text, text=True, check=False).returncode == 0
     step = shlex.split(text.splitlines()[-1])[-1]
-    assert step.startswith("PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True torchrun ")
+    assert step.startswith(
+        "PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True TORCH_CUDNN_SDPA_DEPRIORITIZED=1 torchrun "
+    )
     for name, value in {"SLURM_NNODES": "2", "SLURM_NODEID": "1", "MASTER_ADDR": "a", "MASTER_PORT": "1"}.items():
         step = step.replace(f"${name}", value)
-    read = get_args_parser().parse_args(shlex.split(step)[2:])
+    read = get_args_parser().parse_args(shlex.split(step)[3:])
     assert (read.nnodes, read.nproc_per_node, read.node_rank, read.module) == ("2", "4", 1, trainer == "trl")
 
 

@@ -5,6 +5,7 @@ import json
 import shlex
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml  # type: ignore[import-untyped]
@@ -36,6 +37,28 @@ def plan(capsys: pytest.CaptureFixture[str]) -> Run:
     return run
 
 
+def test_a_job_over_data_is_priced_with_their_padding(plan: Run, tmp_path: Path) -> None:
+    """Rows differ in length: what is written must not be a job that takes more than the plan said."""
+    data = tmp_path / "mine.jsonl"
+    data.write_text('{"prompt": "a", "completion": "b"}\n')
+
+    def written(*more: str) -> tuple[dict[str, Any], str]:
+        folder = tmp_path / str(len(list(tmp_path.iterdir())))
+        common = ("--micro-batch", "4", "--gpus", "h200", "--emit", str(folder), "--fast")
+        code, out, _ = plan("--model", "llama-3.2-1b", "--method", "lora", *common, *more)
+        assert code == 0
+        return json.loads((folder / "plan.json").read_text())["chosen"], out
+
+    (plain, _), (varying, said) = written(), written("--data", str(data))
+    packed, _ = written("--data", str(data), "--packing")
+    names = ("padded", "expandable_segments", "attention", "packing")
+    assert [plain["recipe"][name] for name in names] == [False, False, "sdpa", False]
+    assert [varying["recipe"][name] for name in names] == [True, True, "sdpa_no_cudnn", False]
+    assert [packed["recipe"][name] for name in names] == [False, False, "sdpa", True]
+    assert "TORCH_CUDNN_SDPA_DEPRIORITIZED=1 accelerate launch" in said.splitlines()[-1]
+    assert "rows of --data differ in length" in " ".join(said.split())
+
+
 def test_a_plan_is_written_and_says_how_to_start(plan: Run, tmp_path: Path) -> None:
     folder = tmp_path / "a b" / "job"
     data = tmp_path / "mine.jsonl"
@@ -43,7 +66,8 @@ def test_a_plan_is_written_and_says_how_to_start(plan: Run, tmp_path: Path) -> N
     code, out, _ = plan(*LORA, "--samples", "1000", "--emit", str(folder), "--data", str(data))
     assert code == 0
     assert {path.name for path in folder.iterdir()} == {"train.py", "accelerate.yaml", "plan.json", "README.md"}
-    start = f"cd {shlex.quote(str(folder))} && accelerate launch --config_file accelerate.yaml train.py"
+    settings = "PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True"  # rows of data differ in length
+    start = f"cd {shlex.quote(str(folder))} && {settings} accelerate launch --config_file accelerate.yaml train.py"
     assert out.splitlines()[-1] == start
     digest = hashlib.sha256((folder / "plan.json").read_bytes()).hexdigest()
     script = (folder / "train.py").read_text()

@@ -1,6 +1,7 @@
 """`plan --from`: configurations that people have, read as their tools read them, priced, and corrected."""
 
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from estimators.models import load_model
 from estimators.recipe import Recipe
 from estimators.techniques import OPTIMIZERS
 from planner.emit import axolotl, llamafactory, trl
+from planner.emit.arguments import ATTENTIONS
 from planner.emit.rewrite import difference, rewrite
 from planner.emit.taken import Taken, take, tool_of
 from planner.emit.tools import write_for
@@ -48,7 +50,8 @@ def test_what_was_written_reads_back_as_the_recipe(tool: str, recipe: Recipe, tm
     found = taken(files[FILES[tool]], tmp_path, accelerate_config=str(tmp_path / "accelerate.yaml"))
     assert found.tool == tool
     assert found.not_understood == ()
-    expected, read = to_document(recipe), to_document(found.recipe)
+    said = replace(recipe, attention=ATTENTIONS[recipe.attention])  # the rest of it is in the environment
+    expected, read = to_document(said), to_document(found.recipe)
     differ = {name for name in expected if expected[name] != read[name]}
     assert differ <= {"trainer", "kbit_upcast", *UNSAID[tool]}, differ
 
@@ -59,6 +62,15 @@ UNSAID = {
     "llamafactory": {"evaluation_batch", "expandable_segments", "buckets", "weights"},
 }
 """What a tool's file does not hold: the environment, evaluation that is off, and the buckets of what is not sharded."""
+
+
+def test_what_trl_puts_into_its_environment_is_of_the_recipe() -> None:
+    environment = {"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True", "TORCH_CUDNN_SDPA_DEPRIORITIZED": "1"}
+    text = f"model_name_or_path: a\ndtype: bfloat16\nmax_length: 128\nenv: {environment}\n"
+    found = taken(text).recipe
+    assert (found.attention, found.expandable_segments) == ("sdpa_no_cudnn", True)
+    with pytest.raises(BadInput, match="sdpa_no_cudnn"):  # transformers knows no such implementation
+        taken("model_name_or_path: a\ndtype: bfloat16\nmax_length: 128\nattn_implementation: sdpa_no_cudnn\n")
 
 
 def test_buckets_of_deepspeed_read_back_and_auto_is_what_transformers_makes_of_it(tmp_path: Path) -> None:

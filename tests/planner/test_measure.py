@@ -14,7 +14,7 @@ pytest.importorskip("peft", reason="peft is not installed")
 from estimators.calibration import DEFAULT
 from estimators.catalogue import find_device
 from estimators.errors import BadInput, NoUsableGpu
-from estimators.hardware import Host
+from estimators.hardware import Gpu, Host
 from estimators.measurement import RankPeak
 from estimators.models import Config, build
 from estimators.outcome import End, Outcome
@@ -104,6 +104,17 @@ def test_what_torch_keeps_of_many_widths_is_said(finding: Finding) -> None:
     alike = replace(varied, entry=replace(varied.entry, measured=replace(measured, widths=(32, 32))))
     assert not any(said in plain(line) or "cache" in plain(line) for line in finding_page(better, 200))
     assert not any("tokens wide" in plain(line) for line in finding_page(alike, 200))
+
+
+def test_what_cudnn_s_attention_does_at_every_new_width_is_said_where_it_runs(finding: Finding) -> None:
+    """Steps that plan take twice as long, and a long job's will not: nobody is to rent by them."""
+    shown = with_figures(finding)
+    varied = replace(shown, entry=replace(shown.entry, measured=replace(shown.entry.measured, widths=(8, 32))))
+    hopper, older = (replace(varied, gpus=(Gpu(device=find_device(name), total_bytes=1),)) for name in ("h200", "l40s"))
+    assert any("--attention sdpa_no_cudnn" in plain(line) for line in finding_page(hopper, 200))
+    without = replace(hopper, recipe=replace(hopper.recipe, attention="sdpa_no_cudnn"))
+    for other in (older, without, replace(hopper, entry=shown.entry)):
+        assert not any("cuDNN" in plain(line) for line in finding_page(other, 200))
 
 
 @pytest.mark.parametrize(

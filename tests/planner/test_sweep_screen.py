@@ -94,10 +94,10 @@ GPU_TERMS = Terms(model=MODEL, steps=20, global_batch=16, sequence_length=2048, 
                   held_out=None, seed=42)  # fmt: skip
 
 
-def screen(limit_gib: float, terms: Terms = GPU_TERMS, **goal: object) -> Screen:
+def screen(limit_gib: float, terms: Terms = GPU_TERMS, card: str = "h200-sxm", **goal: object) -> Screen:
     spec = build(load_config(MODEL))
     wanted = Goal(model=MODEL, vram_budget_bytes=round(limit_gib * GIB), **goal)  # type: ignore[arg-type]
-    return Screen(OnGpus(wanted, spec, cluster("h200-sxm"), load_rules(), terms, None), Clock(20))
+    return Screen(OnGpus(wanted, spec, cluster(card), load_rules(), terms, None), Clock(20))
 
 
 def expected(screen: Screen, configuration: Configuration) -> Expected:
@@ -124,6 +124,27 @@ def test_rows_of_many_lengths_want_expandable_segments() -> None:
     assert expected(screen(100, terms=read), config).recipe.expandable_segments
     assert not expected(screen(100, terms=read, expandable_segments=False), config).recipe.expandable_segments
     assert expected(screen(100, expandable_segments=True), config).recipe.expandable_segments
+    assert not expected(screen(100, terms=read, packing=True), config).recipe.expandable_segments
+
+
+def test_rows_of_many_lengths_do_without_the_kernel_that_plans_for_every_width() -> None:
+    """cuDNN's, which torch prefers on this card; on others it has no place, and packed rows are of one width."""
+    config, read = Configuration(rank=16, alpha=64), replace(GPU_TERMS, data="of-a-file")
+    assert expected(screen(100), config).recipe.attention == "sdpa"
+    assert expected(screen(100, terms=read), config).recipe.attention == "sdpa_no_cudnn"
+    assert expected(screen(100, terms=read, attention="sdpa"), config).recipe.attention == "sdpa"
+    assert expected(screen(100, terms=read, packing=True), config).recipe.attention == "sdpa"
+    assert expected(screen(23, terms=read, card="rtx-4090"), config).recipe.attention == "sdpa"
+
+
+def test_several_rows_of_a_batch_hold_padding() -> None:
+    """Which brings a mask along, and that takes memory: it is priced where rows differ, and not elsewhere."""
+    read = replace(GPU_TERMS, data="of-a-file")
+    for size, varies in ((1, False), (4, True)):
+        config = Configuration(rank=16, alpha=64, micro_batch=size)
+        assert expected(screen(100, terms=read), config).recipe.padded is varies
+        assert not expected(screen(100), config).recipe.padded
+        assert not expected(screen(100, terms=read, packing=True), config).recipe.padded
 
 
 def test_what_cannot_fit_is_turned_away_with_its_figures() -> None:

@@ -111,6 +111,13 @@ def test_pieces_of_a_checkpoint_lie_beside_what_is_made_of_them() -> None:
     assert trace.phases["load"] > trace.loaded_bytes + stack
 
 
+def test_a_quantised_gpt2_is_turned_as_it_loads() -> None:
+    """Its layers store inputs first, and DoRA, which norms the weights as they load, sees outputs first."""
+    dora = Adapter(method="dora", rank=8, alpha=32, targets=("c_attn",))
+    trace = dry_run(recipe_of("gpt2", {"quantization": "nf4", "adapter": dora}), load_config("gpt2"), H200)
+    assert trace.phases["load"] >= trace.loaded_bytes > 0
+
+
 def test_saving_adapters_takes_no_more_than_what_lies_there() -> None:
     """As measured: a LoRA of Llama 3.2 1B peaked at 2,560,235,008 bytes while it was saved, which is what it held."""
     stream = record(recipe_of("llama-3.2-1b", {"optimizer": "adamw_torch"}), load_config("llama-3.2-1b"), H200, 16)

@@ -165,16 +165,20 @@ def test_reductions_take_the_scratch_that_was_recorded(
 
 
 def test_cards_and_shapes_choose_their_attention_kernel() -> None:
-    def kernel(device: str, size: int, *, heads: int = 8, mask: bool = False, half: bool = True) -> str:
+    def kernel(
+        device: str, size: int, *, heads: int = 8, mask: bool = False, half: bool = True, cudnn: bool = True
+    ) -> str:
         query = torch.empty((1, 8, 64, size), dtype=torch.bfloat16 if half else torch.float32, device="meta")
         key = torch.empty((1, heads, 64, size), dtype=query.dtype, device="meta")
         attention_mask = torch.ones((1, 1, 64, 64), dtype=torch.bool, device="meta") if mask else None
-        return kernel_of(find_device(device), query, key, key, attention_mask, heads != 8)
+        return kernel_of(find_device(device), query, key, key, attention_mask, heads != 8, cudnn)
 
     assert kernel("h200", 64) == kernel("h200", 64, mask=True) == kernel("h200", 128, heads=2) == "cudnn"
     assert kernel("h200", 256) == kernel("h200", 256, mask=True) == "cudnn"  # as a recorded Gemma 3 shows
     assert kernel("h200", 264) == kernel("b200", 264) == "efficient"
     assert kernel("b200", 256) == kernel("a100-sxm-80gb", 64) == kernel("rtx-4090", 128, heads=2) == "flash"
+    assert kernel("h200", 64, cudnn=False) == kernel("h200", 128, heads=2, cudnn=False) == "flash"
+    assert kernel("h200", 64, mask=True, cudnn=False) == "efficient"
     assert kernel("h200", 64, half=False) == kernel("rtx-4090", 64, mask=True) == "efficient"
 
 

@@ -244,6 +244,16 @@ def test_the_environment_is_the_recipes(monkeypatch: pytest.MonkeyPatch) -> None
     assert environment_of(expandable, gpus[:1], inherited)["PYTORCH_ALLOC_CONF"] == "expandable_segments:True"
 
 
+def test_the_attention_of_a_job_is_its_own_and_not_the_shell_s() -> None:
+    """torch reads which of its kernels goes last from the environment alone."""
+    plain, without = (
+        job.Job(recipe=tiny_job.recipe(attention=name), config=tiny_job.CONFIG) for name in ("sdpa", "sdpa_no_cudnn")
+    )
+    name = "TORCH_CUDNN_SDPA_DEPRIORITIZED"
+    assert name not in environment_of(plain, (), {name: "1"})
+    assert environment_of(without, (), {})[name] == environment_of(without, (), {name: "0"})[name] == "1"
+
+
 def test_a_full_disk_does_not_lose_the_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(path: Path, document: object) -> None:
         raise OSError(28, "No space left on device")
