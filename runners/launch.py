@@ -5,6 +5,7 @@ what they hold when idle, and keeps a warm process waiting. It belongs to one th
 """
 
 import json
+import os
 import shutil
 import signal
 import threading
@@ -22,6 +23,7 @@ from runners import cards, ends, guard, job
 from runners.cards import SLACK_BYTES, CardState, OccupiedGpu, Watch
 from runners.environment import command_of, environment_of, needs_launcher, settings_of
 from runners.job import Job
+from runners.pace import Seen
 from runners.running import ColdJob, Running, WarmJob
 from runners.spare import STARTING_SECONDS, Spare
 from runners.watching import CancelledError, Limits, Tenants, Watcher, check_wanted, last_phase
@@ -44,6 +46,8 @@ class Bench:
     read: cards.Read
     idle: Mapping[str, int | None]
     """What each card held when the bench was opened."""
+    inherited: Mapping[str, str] = field(default_factory=lambda: dict(os.environ))
+    """Our environment before libraries write into it: a job, and what waits for it, know nothing of that."""
     child: Callable[[Path], list[str]] = lambda folder: guard.python("runners.train", str(folder))
     """The command of one rank: another one in tests."""
     spares: list[tuple[tuple[tuple[str, str], ...], Spare]] = field(default_factory=list)
@@ -61,7 +65,7 @@ class Bench:
         """The warm processes for jobs like this one, as many as are wanted."""
         if not self.warm or needs_launcher(work):
             return []
-        environment = environment_of(work, self.gpus)
+        environment = environment_of(work, self.gpus, self.inherited)
         key = settings_of(environment)
         self.spares[:] = [(other, spare) for other, spare in self.spares if not spare.ended]
         alike = [spare for other, spare in self.spares if other == key]
@@ -83,9 +87,13 @@ class Bench:
 
 @contextmanager
 def open_bench(
-    gpus: Sequence[Gpu], *, share: bool = False, warm: bool = False, watch: Watch = cards.watch
-) -> Iterator[Bench]:
+    gpus: Sequence[Gpu], *, share: bool = False, warm: bool = False, watch: Watch = cards.watch,
+    inherited: Mapping[str, str] | None = None,
+) -> Iterator[Bench]:  # fmt: skip
     """The GPUs to measure on; none at all means this machine's CPU.
+
+    Args:
+        inherited: the environment that jobs inherit; None: ours as it is now.
 
     Raises:
         OccupiedGpu: another process is on one of them, and `share` is not set.
@@ -99,7 +107,8 @@ def open_bench(
         if not share:
             refuse_occupied(states)
         idle = {state.uuid: state.held_bytes for state in states}
-        bench = Bench(gpus=tuple(gpus), share=share, warm=warm, read=read, idle=idle)
+        kept = dict(os.environ if inherited is None else inherited)
+        bench = Bench(gpus=tuple(gpus), share=share, warm=warm, read=read, idle=idle, inherited=kept)
         try:
             yield bench
         finally:
@@ -120,7 +129,7 @@ def refuse_occupied(states: Sequence[CardState]) -> None:
 
 def run(
     folder: Path, bench: Bench, *, limits: Limits | None = None, progress: Callable[[str], None] = lambda line: None,
-    cancel: threading.Event | None = None,
+    cancel: threading.Event | None = None, see: Callable[[Seen], None] = lambda seen: None,
 ) -> Result:  # fmt: skip
     """Runs the job in `folder` to its end, whatever that is, and leaves nothing of it alive.
 
@@ -130,6 +139,7 @@ def run(
     Args:
         progress: called with "PHASE STEP", or "PHASE STEP LOSS", of the slowest rank whenever that changes.
         cancel: once it is set, in any thread, the job is ended as CANCELLED.
+        see: called with that and with the job's figures, whenever they change: at every step and once a second.
 
     Raises:
         OccupiedGpu: somebody else came onto a GPU since the bench was opened.
@@ -149,7 +159,7 @@ def run(
         tenants = Tenants(bench.read(), bench.gpus, notes)
         running = _start(folder, work, bench, cancel)
         bench.refill(work)
-        stopped = Watcher(folder, work, limits, running, tenants, bench.read, progress, cancel).wait()
+        stopped = Watcher(folder, work, limits, running, tenants, bench.read, progress, cancel, see).wait()
     except (KeyboardInterrupt, CancelledError) as error:
         stopped = End(outcome=Outcome.CANCELLED, evidence=str(error) or "interrupted")
     except OSError as error:  # no process could be started
@@ -218,7 +228,7 @@ def _start(folder: Path, work: Job, bench: Bench, cancel: threading.Event | None
             return WarmJob(spare, folder)
     if spare is not None:
         spare.end()
-    environment = environment_of(work, bench.gpus)
+    environment = environment_of(work, bench.gpus, bench.inherited)
     command = command_of(bench.child(folder), work)
     with (folder / job.LOG).open("ab") as log:
         return ColdJob(guard.start(command, environment, work.token, log, folder=folder))

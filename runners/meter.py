@@ -19,23 +19,28 @@ from runners.processes import started_ticks
 
 WARM_UP_STEPS = 2
 """Not timed: they make optimizer states, load kernels and fill the allocator's cache."""
-BEAT_BYTES = 64
+BEAT_BYTES = 80
 
 
 class Beat:
     """One line of fixed length in a file, rewritten at every step: process, start, phase, step.
 
-    Then the last loss, where one is known; and in an evaluation the batches that are done.
+    Then the last loss, where one is known; and in an evaluation the batches that are done, else the tokens that the
+    rank has trained on, padding included, as "t4096".
     """
 
     def __init__(self, path: Path) -> None:
         self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         self._prefix = f"{os.getpid()} {started_ticks(os.getpid())}"
 
-    def at(self, phase: str, step: int = 0, loss: float | None = None, batch: int | None = None) -> None:
+    def at(
+        self, phase: str, step: int = 0, loss: float | None = None, batch: int | None = None, tokens: int | None = None
+    ) -> None:  # fmt: skip
         words = [self._prefix, phase, str(step)]
         if loss is not None:
             words += [f"{loss:.4g}", *([] if batch is None else [str(batch)])]
+        if batch is None and tokens is not None:
+            words.append(f"t{tokens}")
         line = " ".join(words)[: BEAT_BYTES - 1].ljust(BEAT_BYTES - 1) + "\n"
         os.pwrite(self._descriptor, line.encode(), 0)
 
@@ -47,6 +52,8 @@ class Meter:
         self.cuda = cuda
         self.step_seconds: list[float] = []
         self.losses: list[float] = []
+        self.tokens: Callable[[], int | None] = lambda: None
+        """What was trained on so far, padding included, once somebody counts."""
         self.meter_seconds = 0.0
         self.phase_name = "start"
         self._stretches: list[Phase] = []
@@ -127,7 +134,8 @@ class Meter:
 
     def beat(self, loss: float | None = None, batch: int | None = None) -> None:
         """A sign of life, with how far the training is, and an evaluation's `loss` and `batch` where it is in one."""
-        self._beat.at(self.phase_name, len(self.step_seconds), self.losses[-1] if self.losses else loss, batch)
+        loss = self.losses[-1] if self.losses else loss
+        self._beat.at(self.phase_name, len(self.step_seconds), loss, batch, self.tokens())
 
     def synchronize(self) -> None:
         if self.cuda:
@@ -198,6 +206,12 @@ class Counting:
         self._collate = collate
         self.counts: list[tuple[int, int]] = []
         self.widths: list[int] = []
+        self._padded = [0]
+        """Tokens of the first micro-batches, by how many these are."""
+
+    def padded(self, micro_batches: int) -> int:
+        """The tokens of the first so many, padding included."""
+        return self._padded[min(micro_batches, len(self.counts))]
 
     def __call__(self, rows: Any) -> Any:
         batch = self._collate(rows)
@@ -205,6 +219,7 @@ class Counting:
         mask = batch.get("attention_mask")
         self.widths.append(int(batch["input_ids"].shape[-1]))
         self.counts.append((padded if mask is None else int(mask.sum()), padded))
+        self._padded.append(self._padded[-1] + padded)
         return batch
 
 

@@ -6,6 +6,7 @@ It is their code, run with their rights: it comes from the command line and is n
 """
 
 import importlib
+import inspect
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -29,7 +30,8 @@ def load_metric(job: Job) -> Metric | None:
     """The function that the job names; None where it names none.
 
     Raises:
-        BadInput: there is no such module in the folder, no such function in it, or it fails as it is imported.
+        BadInput: there is no such module in the folder, no such function in it, it cannot be called as a metric is, or
+            the module fails as it is imported.
     """
     training = job.training
     if training.metric is None or training.metric_folder is None:
@@ -40,7 +42,22 @@ def load_metric(job: Job) -> Metric | None:
     function = getattr(_module(module_name, Path(training.metric_folder)), name, None)
     if not callable(function):
         raise BadInput(f"metric {training.metric}: the module has no function {name!r}")
+    _check_call(training.metric, function)
     return function  # type: ignore[no-any-return]
+
+
+def _check_call(metric: str, function: Callable[..., Any]) -> None:
+    """Before anything is trained for it."""
+    if inspect.iscoroutinefunction(function):
+        raise BadInput(f"metric {metric} is async, and a metric returns its number at once")
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):  # of some compiled functions nobody knows it
+        return
+    try:
+        signature.bind([], [])
+    except TypeError as error:
+        raise BadInput(f"metric {metric} is called with the examples and the generations: {error}") from None
 
 
 def _module(name: str, folder: Path) -> ModuleType:

@@ -161,6 +161,7 @@ def _load(work: Job, folder: Path, device: DeviceName, meter: Meter) -> Loaded:
     losses.listen(trainer)
     check_parallelism(work.recipe, trainer)
     trainer.data_collator = counting = Counting(trainer.data_collator)
+    meter.tokens = lambda: counting.padded(_micro_batches(work, meter))
     dropped = rows.dropped
     del model
     clean_up(meter.cuda)

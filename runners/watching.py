@@ -16,6 +16,7 @@ from estimators.units import format_bytes
 from runners import job
 from runners.cards import SLACK_BYTES, CardState, Read
 from runners.job import Job
+from runners.pace import Pace, Seen
 from runners.processes import Identity, signal_ours
 
 POLL_SECONDS, CARDS_SECONDS = 0.02, 1.0
@@ -80,9 +81,25 @@ class _Sign:
         return int(self.words[3]) if len(self.words) > 3 and self.words[3].isdecimal() else 0
 
     @property
+    def told(self) -> list[str]:
+        """What follows the step."""
+        return self.words[4:]
+
+    @property
+    def loss(self) -> float | None:
+        with suppress(ValueError, IndexError):
+            return float(self.told[0])
+        return None
+
+    @property
+    def tokens(self) -> int | None:
+        """That the rank has trained on."""
+        return next((int(word[1:]) for word in self.told if word[0] == "t" and word[1:].isdecimal()), None)
+
+    @property
     def line(self) -> str:
         """Phase, step, and the loss where the rank tells it."""
-        return " ".join([self.phase, str(self.step), *self.words[4:5]])
+        return " ".join([self.phase, str(self.step), *([] if self.loss is None else self.told[:1])])
 
 
 def last_phase(folder: Path, rank: int) -> str:
@@ -111,6 +128,19 @@ class Tenants:
                     self.notes.append(note)
         return None
 
+    def held_bytes(self, states: Sequence[CardState], own: Sequence[int]) -> int | None:
+        """What the job holds of its fullest card now: its processes' bytes, or where the driver's numbers are not ours
+        what is held above what was before it."""
+        held = [self._held(state, own) for state in states]
+        return max((found for found in held if found is not None), default=None)
+
+    def _held(self, state: CardState, own: Sequence[int]) -> int | None:
+        ours = [process.used_bytes for process in state.processes if process.pid in own]
+        if ours and None not in ours:
+            return sum(used or 0 for used in ours)
+        before = self._before[state.uuid].held_bytes
+        return None if state.held_bytes is None or before is None else max(state.held_bytes - before, 0)
+
     def _stranger(self, state: CardState, own: Sequence[int]) -> str | None:
         """In a namespace of our own the driver's numbers are not ours: there, a second newcomer is one too many."""
         known = {process.pid for process in self._before[state.uuid].processes}
@@ -134,11 +164,19 @@ class Watcher:
     def __init__(
         self, folder: Path, work: Job, limits: Limits, running: Watched, tenants: Tenants, read: Read,
         progress: Callable[[str], None], cancel: threading.Event | None = None,
+        see: Callable[[Seen], None] = lambda seen: None,
     ) -> None:  # fmt: skip
+        """
+        Args:
+            progress, see: see `launch.run`.
+        """
         self._folder, self._limits, self._running = folder, limits, running
         self._tenants, self._read, self._progress, self._cancel = tenants, read, progress, cancel
         self._began = time.monotonic()
         self._signs = {rank: _Sign("", self._began) for rank in range(work.ranks)}
+        self._pace, self._see = Pace(work.ranks), see
+        self._held_bytes: int | None = None
+        self._last: Seen | None = None
 
     def wait(self) -> End | None:
         """None where the job ended by itself.
@@ -154,10 +192,26 @@ class Watcher:
                 return end
             if now - looked >= CARDS_SECONDS:
                 looked = now
-                if end := self._tenants.look(self._read(), self._running.pids()):
+                if end := self._look():
                     return end
             time.sleep(POLL_SECONDS)
         return None
+
+    def _look(self) -> End | None:
+        """At the cards."""
+        states, own = self._read(), self._running.pids()
+        self._held_bytes = self._tenants.held_bytes(states, own)
+        self._tell()
+        return self._tenants.look(states, own)
+
+    def _tell(self) -> None:
+        """How far the slowest rank is, where that or a figure has changed; nothing before the first sign of life."""
+        sign = min(self._signs.values(), key=lambda sign: sign.step)
+        seen = Seen(phase=sign.phase, step=sign.step, loss=sign.loss, vram_bytes=self._held_bytes,
+                    tokens_per_second=self._pace.tokens_per_second)  # fmt: skip
+        if sign.text and seen != self._last:
+            self._last = seen
+            self._see(seen)
 
     def _overdue(self, now: float) -> End | None:
         for rank, sign in self._signs.items():
@@ -179,8 +233,11 @@ class Watcher:
             text = job.beat_path(self._folder, rank).read_text()
         if text and text != sign.text:
             sign.text, sign.seen_seconds = text, now
+            if rank == 0:
+                self._pace.hear(sign.phase, sign.step, sign.tokens, now)
             if rank == min(self._signs, key=lambda other: self._signs[other].step):
                 self._progress(sign.line)
+                self._tell()
 
     def _timed_out(self, rank: int, sign: _Sign, why: str) -> End:
         place = self._where(rank, sign)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from estimators.errors import BadInput, NoUsableGpu
 from planner import options
-from planner.commands import machine
+from planner.commands import closing, machine
 from planner.commands.plan import goal_of
 from planner.usual import WARM_UP_SHARE
 
@@ -26,7 +26,10 @@ if TYPE_CHECKING:
     from planner.sweep.supervisor import Settings
 
 LEAST_STEPS, STEPS = 4, 50
-FIXED = ("optimizer", "precision", "attention", "trainer", "padded", "gradient_checkpointing", "expandable_segments")
+FIXED = (
+    "optimizer", "precision", "attention", "trainer", "padded", "packing", "gradient_checkpointing",
+    "expandable_segments",
+)  # fmt: skip
 """Of the goal, what changes the recipes of a sweep beside what its space and its terms hold."""
 NOT_ON_CPU = {
     "optimizer": "--optimizer", "precision": "--precision", "trainer": "--trainer",
@@ -36,6 +39,10 @@ NOT_ON_CPU = {
 VARYING = (
     "rows of data differ in length, and torch's usual allocator keeps memory for every width of a batch that it met: "
     "trials run with expandable segments, which do not, and the command to go on with says so too"
+)
+PLANNING = (
+    "on such a card torch's attention is cuDNN's, which plans anew for every width (0.15 s and more): trials run "
+    "without it (--attention sdpa_no_cudnn); packed rows (--packing) are of one width and need neither"
 )
 
 
@@ -159,8 +166,8 @@ def _settings(subject: Subject, values: Mapping[str, Any]) -> "Settings":
     limit = values["vram_budget_bytes"]
     budgets = [budget_bytes(gpu, limit, values["assume_idle"]) for gpu in cluster.gpus] if cluster is not None else []
     notes = [RSLORA.format(ratio=values["alpha_ratio"])] if values["methods"] != ("full",) else []
-    if cluster is not None and values["data"] is not None and subject.goal.expandable_segments is None:
-        notes.append(VARYING)
+    if cluster is not None and values["data"] is not None and not subject.goal.packing:
+        notes += _of_varying_rows(subject.goal, cluster)
     if cluster is None:
         notes.append("on the CPU, in float32: loss and time are measured, and memory is not")
     return Settings(
@@ -169,19 +176,19 @@ def _settings(subject: Subject, values: Mapping[str, Any]) -> "Settings":
         budget_seconds=values["budget_seconds"],
         repeats=values["repeats"],
         vram_budget_bytes=min(budgets, default=None),
-        notes=tuple(notes),
-        options=tuple(_options(subject, values)),
+        notes=(*notes, *closing.unwritten(values)),
+        options=tuple(closing.options_of(subject, values)),
     )
 
 
-def _options(subject: Subject, values: Mapping[str, Any]) -> Iterator[str]:
-    """With which `plan --emit` writes what was measured: on as many GPUs as a trial had, and with the same data."""
-    cluster, devices = subject.cluster, values["gpus_per_trial"]
-    if cluster is not None and (cluster.hypothetical or len(cluster.gpus) != devices):
-        yield from ("--gpus", f"{devices}x{cluster.gpus[0].device.name}")
-    for name, option in {"precision": "--precision", "rules_path": "--rules", "data": "--data"}.items():
-        if values[name] is not None:
-            yield from (option, values[name])
+def _of_varying_rows(goal: "Goal", cluster: "Cluster") -> Iterator[str]:
+    """What the search does for them, and the user did not say."""
+    from estimators.strategies.attention.sdpa_no_cudnn import CUDNN_FIRST
+
+    if goal.expandable_segments is None:
+        yield VARYING
+    if goal.attention is None and any(gpu.device.compute_capability[0] in CUDNN_FIRST for gpu in cluster.gpus):
+        yield PLANNING
 
 
 def _work(subject: Subject, values: Mapping[str, Any]) -> "Work":
@@ -246,19 +253,10 @@ def _training(values: Mapping[str, Any], steps: int) -> "Training":
     to_come = values["data"] and str(Path(values["data"]).resolve())  # a share of it will be held out
     check(replace(training, held_out=training.held_out or to_come))
     if training.metric is not None:
-        _find(training.metric.partition(":")[0], Path.cwd())
+        from runners.metric_source import check_source
+
+        check_source(training.metric, Path.cwd())
     return training
-
-
-def _find(module: str, folder: Path) -> None:
-    """Only looks: what is in it is run by the trials.
-
-    Raises:
-        BadInput: there is no such module in the folder.
-    """
-    path = folder.joinpath(*module.split("."))
-    if not path.is_dir() and not any(path.parent.glob(f"{path.name}.*")):
-        raise BadInput(f"--metric {module}: there is no module of that name in {folder}")
 
 
 def _digest(name: str | None, option: str) -> str | None:

@@ -13,7 +13,7 @@ from planner.commands.parameters import AS_JSON, QUIET, VERBOSE, Read, as_typed
 from planner.commands.plan import SECTIONS
 
 if TYPE_CHECKING:
-    from planner.sweep.appraise import Appraiser
+    from planner.sweep.appraise import OnCpu, OnGpus
     from planner.sweep.result import Listener, Sweep
     from planner.sweep.run import Order, Teaching
     from planner.sweep.space import Terms
@@ -103,7 +103,8 @@ def _swept(subject: Subject, order: "Order", values: Mapping[str, Any], listen: 
     executor = _executor(subject, values)
     before = signal.signal(signal.SIGTERM, _as_interrupt)
     try:
-        return run(order, appraiser, executor, listen, _teaching(subject, order, appraiser, values))
+        teaching = _teaching(subject, order, appraiser, values)
+        return run(order, appraiser, executor, listen, teaching, appraiser.foresee)
     finally:
         executor.close()
         signal.signal(signal.SIGTERM, before)
@@ -113,7 +114,7 @@ def _as_interrupt(number: int, frame: object) -> None:
     raise KeyboardInterrupt
 
 
-def _appraiser(subject: Subject, terms: "Terms", values: Mapping[str, Any]) -> "Appraiser":
+def _appraiser(subject: Subject, terms: "Terms", values: Mapping[str, Any]) -> "OnCpu | OnGpus":
     from planner.dry import tracer_of, what_is_missing
     from planner.sweep.appraise import OnCpu, OnGpus
 
@@ -139,7 +140,7 @@ def _executor(subject: Subject, values: Mapping[str, Any]) -> "Executor":
     return LocalExecutor(gpus, per_trial=per_trial, share=share, limits=limits)
 
 
-def _teaching(subject: Subject, order: "Order", appraiser: "Appraiser", values: Mapping[str, Any]) -> "Teaching":
+def _teaching(subject: Subject, order: "Order", appraiser: "OnCpu | OnGpus", values: Mapping[str, Any]) -> "Teaching":
     from planner.report.paint import say
     from planner.sweep.appraise import OnGpus
     from planner.sweep.lessons import Lessons
@@ -162,8 +163,8 @@ command = click.Command(
     "listed; each trains on the same number of tokens. What cannot fit by estimate is never started. The result is "
     "the recipe to use, why, and the Pareto front of loss, memory and speed. The same command goes on after Ctrl-C, "
     "a kill or a power cut. --json writes JSON Lines: a document for every event, the last one for the whole "
-    "sweep.\n\nExit codes: 0 done, 2 a wrong option or a budget too short for one trial, 3 nothing "
-    "fits by estimate, 4 no usable GPU, 5 every trial out of memory, 130 interrupted.",
+    "sweep.\n\nExit codes: 0 done, 2 a wrong option, a database out of reach or a budget too short for one trial, "
+    "3 nothing fits by estimate, 4 no usable GPU, 5 every trial out of memory, 130 interrupted.",
     callback=_run,
     params=[*WORK, *OF_THE_SPACE, *OF_A_TRIAL, *OF_THE_SWEEP, AS_JSON, QUIET, VERBOSE,
             click.Option(["--offline"], is_flag=True, help="Never ask the Hub.")],

@@ -17,6 +17,7 @@ from planner.report.paint import STYLES, encodable, page_width, say, speaks_unic
 from planner.report.progress import SECONDS_BETWEEN
 from planner.report.telling import best_of, configuration_of, doing, end_of, in_words
 from planner.sweep.result import Event, Finished, Moved, Planned, Retried, Started, Trial
+from planner.sweep.space import Configuration
 
 if TYPE_CHECKING:
     from rich.live import Live
@@ -26,14 +27,14 @@ LATEST = 5
 PICTURES_PER_SECOND = 4
 COLUMNS = (
     Column(title="place"),
-    Column(title="trial", right=True, style="dim"),
+    Column(title="#", right=True, style="dim"),
     Column(title="configuration"),
     Column(title="phase"),
     Column(title="step", right=True),
     Column(title="loss", right=True),
     Column(title="GiB", right=True),
-    Column(title="expected", right=True, style="dim", vital=False),
     Column(title="tokens/s", right=True, vital=False),
+    Column(title="expected", right=True, style="dim", vital=False),
     Column(title="took", right=True, vital=False),
 )
 
@@ -48,15 +49,10 @@ class Running:
     step: int = 0
     steps: int | None = None
     loss: float | None = None
-    first: tuple[int, float] | None = None
-    """Its first step that was heard of, and when."""
-    heard: float = 0.0
-
-    def tokens_per_second(self, tokens_per_step: int) -> float | None:
-        """Between the first step that was heard of and the last."""
-        if self.first is None or self.step <= self.first[0] or self.heard <= self.first[1]:
-            return None
-        return tokens_per_step * (self.step - self.first[0]) / (self.heard - self.first[1])
+    vram_bytes: int | None = None
+    """At the last look."""
+    tokens_per_second: float | None = None
+    """So far."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -89,7 +85,7 @@ class Board:
             self.running[event.place] = Running(started=event, began=now)
             self.waiting = max(self.waiting - 1, 0)
         elif isinstance(event, Moved):
-            self._moved(event, now)
+            self._moved(event)
         elif isinstance(event, Retried):
             self.running.pop(event.place, None)
             self.waiting += 1
@@ -98,14 +94,14 @@ class Board:
         else:
             self.skipped += 1
 
-    def _moved(self, event: Moved, now: float) -> None:
+    def _moved(self, event: Moved) -> None:
         one = self.running.get(event.progress.place)
         if one is None or one.started.number != event.number:
             return
-        one.phase, one.step, one.steps, one.heard = event.progress.phase, event.progress.step, event.steps, now
-        one.loss = event.progress.loss if event.progress.loss is not None else one.loss
-        if one.first is None and one.step > 0:
-            one.first = (one.step, now)
+        told = event.progress
+        one.phase, one.step, one.steps = told.phase, told.step, event.steps
+        one.loss = told.loss if told.loss is not None else one.loss
+        one.vram_bytes, one.tokens_per_second = told.vram_bytes, told.tokens_per_second
 
     def _finished(self, event: Finished, now: float) -> None:
         self.running = {p: one for p, one in self.running.items() if one.started.number != event.trial.number}
@@ -116,14 +112,20 @@ class Board:
 
     def lines(self, width: int) -> list[Line]:
         """The table of what runs and what ended last, and how the whole stands."""
-        rows = [_running_row(place, one, self._tokens, self.clock()) for place, one in sorted(self.running.items())]
-        rows += [_ended_row(trial) for trial in reversed(self.ended[-LATEST:])]
+        alike, now = self._alike(), self.clock()
+        rows = [_running_row(place, one, alike, now) for place, one in sorted(self.running.items())]
+        rows += [_ended_row(trial, alike) for trial in reversed(self.ended[-LATEST:])]
         page = table(COLUMNS, rows, width) if rows else paragraph("the first trial is about to start", width, "dim")
         return [*page, BLANK, *labelled(self._state(), width)]
 
-    @property
-    def _tokens(self) -> int:
-        return self.planned.terms.global_batch * self.planned.terms.sequence_length if self.planned else 0
+    def _alike(self) -> set[str]:
+        """What all configurations of the sweep have in common, as far as these are known: the table is narrow."""
+        if self.planned is None or not self.planned.queue:
+            return set()
+        known = [each.configuration for each in self.planned.queue]
+        known += [trial.configuration for trial in self.planned.finished]
+        parts = [set(each.name.split(", ")[1:]) for each in known]
+        return set.intersection(*parts) if len(parts) > 1 else set()
 
     def _state(self) -> Iterator[tuple[str, str]]:
         now = self.clock()
@@ -147,35 +149,40 @@ class Board:
         return max(max(ends, default=now) - now, 0.0) + self.seconds_left
 
 
-def _running_row(place: str, one: Running, tokens_per_step: int, now: float) -> list[str | Span]:
+def _short(configuration: Configuration, alike: set[str]) -> str:
+    """Its name without what says nothing."""
+    name = ", ".join(part for part in configuration.name.split(", ") if part not in alike)
+    return configuration_of(name, configuration.alpha)
+
+
+def _running_row(place: str, one: Running, alike: set[str], now: float) -> list[str | Span]:
     expected = one.started.expected
-    per_second = one.tokens_per_second(tokens_per_step)
     return [
         clean(place),
         str(one.started.number),
-        configuration_of(expected.configuration.name, expected.configuration.alpha),
+        _short(expected.configuration, alike),
         (doing(one.phase), "bold"),
         f"{one.step}/{one.steps}" if one.steps else "-",
         "-" if one.loss is None else f"{one.loss:.4f}",
-        "-",
+        "-" if one.vram_bytes is None else gib(one.vram_bytes),
+        "-" if one.tokens_per_second is None else rate(one.tokens_per_second),
         "-" if expected.vram_bytes is None else gib(expected.vram_bytes),
-        "-" if per_second is None else rate(per_second),
         duration(now - one.began),
     ]
 
 
-def _ended_row(trial: Trial) -> list[str | Span]:
+def _ended_row(trial: Trial, alike: set[str]) -> list[str | Span]:
     done, loss = len(trial.losses), trial.loss
     return [
         (clean(trial.place), "dim"),
         str(trial.number),
-        configuration_of(trial.configuration.name, trial.configuration.alpha),
+        _short(trial.configuration, alike),
         end_of(trial),
         (str(done) if done else "-", "dim"),
         "-" if loss is None else f"{loss:.4f}",
         "-" if trial.vram_bytes is None else gib(trial.vram_bytes),
-        "-" if trial.expected_vram_bytes is None else gib(trial.expected_vram_bytes),
         "-" if trial.tokens_per_second is None else rate(trial.tokens_per_second),
+        "-" if trial.expected_vram_bytes is None else gib(trial.expected_vram_bytes),
         duration(trial.seconds),
     ]
 

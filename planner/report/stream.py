@@ -4,7 +4,8 @@ Each has `schema_version` and `event`, and what belongs to it:
 
 planned      what will be run, in order, what is not launched, what ran before, the time it is expected to take
 started      a trial begins: `number`, `place`, `expected`, `attempt`
-progress     it goes on: `number`, `place`, `phase`, `step`, `steps`, `loss`; at most one a second and trial
+progress     it goes on: `number`, `place`, `phase`, `step`, `steps`, `loss`, the `vram_bytes` that it holds now, its
+             `tokens_per_second` so far, padding included; at most one a second and trial
 retried      it was lost, and runs once more: `number`, `place`, `reason`
 ended        it is over: `trial`, with the `best` so far, `waiting`, `out_of_memory`, `seconds_left`
 skipped      a configuration is not launched: `configuration`, `kind`, `reason`

@@ -5,36 +5,17 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 
 from estimators.units import format_bytes, format_seconds
-from planner.report.figures import clean, count, duration, gib, in_short, joined, number_of, rate
+from planner.report.figures import clean, in_short, number_of, rate
 from planner.report.live import Show
-from planner.report.measure import signed
-from planner.report.page import BLANK, Column, Line, Span, labelled, paragraph, shown, table, title
+from planner.report.page import BLANK, Line, Span, labelled, paragraph, title
 from planner.report.paint import page_width, show
-from planner.report.stream import Stream, perplexity
-from planner.report.telling import configuration_of, end_of, recipe_command
+from planner.report.stream import Stream
+from planner.report.telling import configuration_of, recipe_command
+from planner.report.trials import trials_table
 from planner.sweep.result import Event, Screened, Sweep, Trial
 
-METHOD, RATE, BATCH, OFF, PERPLEXITY = "method", "lr", "batch", "off", "perplexity"
-COLUMNS = (
-    Column(title="trial", right=True, style="dim"),
-    Column(title=METHOD),
-    Column(title="rank", right=True),
-    Column(title="alpha", right=True),
-    Column(title=RATE, right=True),
-    Column(title=BATCH, right=True, vital=False),
-    Column(title="loss", right=True),
-    Column(title="±", right=True, style="dim"),
-    Column(title=PERPLEXITY, right=True, vital=False),
-    Column(title="GiB", right=True),
-    Column(title=OFF, right=True, style="dim", vital=False),
-    Column(title="tokens/s", right=True),
-    Column(title="took", right=True),
-    Column(title=OFF, right=True, style="dim", vital=False),
-    Column(title=""),
-)
 WHY = {"estimate": "cannot fit by estimate", "dominated": "take no less than what ran out of memory",
        "budget": "time was up", "illegal": "cannot be run"}  # fmt: skip
-UNKNOWN = ("", "-", ("", ""))
 MOST_SHOWN = 6
 """Of the configurations that one reason kept from being launched."""
 
@@ -75,7 +56,7 @@ def sweep_page(sweep: Sweep, width: int) -> list[Line]:
     """The verdict, the trials, the recipe, what was not launched, and how to go on."""
     page = _verdict(sweep, width)
     if sweep.trials:
-        page += _trials(sweep, width)
+        page += trials_table(sweep, width)
     if sweep.recommendation is not None:
         trial = sweep.trial(sweep.recommendation.number)
         page += [*title("The recipe", f"of trial {trial.number}", width), *labelled(_recipe(trial), width)]
@@ -114,101 +95,6 @@ def _answer(sweep: Sweep) -> Span:
     if sweep.out_of_memory == len(sweep.trials):
         return "every trial ran out of memory.", "bad"
     return "no trial ended well, so there is nothing to recommend.", "bad"
-
-
-def _trials(sweep: Sweep, width: int) -> list[Line]:
-    """The table, in the order of the space. What all trials share is said once."""
-    trials = sorted(sweep.trials, key=_place_in_space)
-    alike = {name for name, values in _shared(trials).items() if len(values) == 1}
-    rows = [_row(sweep, trial) for trial in trials]
-    kept = [
-        number for number, column in enumerate(COLUMNS)
-        if column.title not in alike and any(row[number] not in UNKNOWN for row in rows)
-    ]  # fmt: skip
-    columns, cells = [COLUMNS[number] for number in kept], [[row[number] for number in kept] for row in rows]
-    page = title("Trials", _terms(sweep, trials, alike), width) + table(columns, cells, width)
-    return [*page, *paragraph(_legend(sweep, shown(columns, cells, width)), width, "dim", indent=2)]
-
-
-def _place_in_space(trial: Trial) -> tuple[object, ...]:
-    one = trial.configuration
-    return one.method, one.rank, one.learning_rate, str(one.targets), trial.repeat, trial.number
-
-
-def _shared(trials: Sequence[Trial]) -> dict[str, set[object]]:
-    return {
-        METHOD: {trial.configuration.method for trial in trials},
-        RATE: {trial.configuration.learning_rate for trial in trials},
-        BATCH: {trial.recipe.micro_batch for trial in trials},
-    }
-
-
-def _row(sweep: Sweep, trial: Trial) -> list[str | Span]:
-    one, ok = trial.configuration, trial.ok
-    return [
-        str(trial.number),
-        clean(one.method),
-        str(one.rank) if one.rank else "-",
-        str(one.alpha) if one.rank else "-",
-        f"{one.learning_rate:.3g}",
-        f"{trial.recipe.micro_batch} × {trial.recipe.gradient_accumulation}",
-        "-" if trial.loss is None else f"{trial.loss:.4f}",
-        _noise(sweep, trial),
-        "-" if (known := perplexity(trial.loss)) is None else f"{known:.4g}",
-        "-" if trial.vram_bytes is None else gib(trial.vram_bytes),
-        _off(trial.expected_vram_bytes, trial.vram_bytes if ok else None),
-        "-" if trial.tokens_per_second is None else rate(trial.tokens_per_second),
-        duration(trial.seconds),
-        _off(trial.expected_seconds, trial.seconds if ok else None),
-        _mark(sweep, trial),
-    ]
-
-
-def _noise(sweep: Sweep, trial: Trial) -> str:
-    """Half of what the seeds of the leader span, beside the leader."""
-    noise = sweep.noise
-    known = noise is not None and noise.number == trial.number and len(noise.losses) > 1
-    return f"{noise.spread / 2:.4f}" if noise is not None and known else ""
-
-
-def _off(said: float | None, truth: float | None) -> str:
-    return "-" if said is None or not truth else signed(said / truth - 1)
-
-
-def _mark(sweep: Sweep, trial: Trial) -> Span:
-    if sweep.recommendation is not None and sweep.recommendation.number == trial.number:
-        return "use this" + (", front" if trial.number in sweep.front else ""), "good"
-    if trial.repeat and trial.ok:
-        return f"seed {trial.seed}", "dim"
-    if trial.number in sweep.front:
-        return "front", "good"
-    return ("", "") if trial.ok and not trial.notes else end_of(trial)
-
-
-def _terms(sweep: Sweep, trials: Sequence[Trial], alike: set[str]) -> str:
-    terms, first = sweep.terms, trials[0]
-    parts = [f"{terms.steps} steps, {count(terms.tokens)} tokens each"]
-    parts += [clean(first.configuration.method)] * (METHOD in alike)
-    parts += [f"learning rate {first.configuration.learning_rate:.3g}"] * (RATE in alike)
-    parts += [f"batch {first.recipe.micro_batch} × {first.recipe.gradient_accumulation}"] * (BATCH in alike)
-    return ", ".join(parts)
-
-
-def _legend(sweep: Sweep, columns: Sequence[str]) -> str:
-    """What the columns that are shown mean."""
-    objectives = {"loss": "held-out loss", "vram_bytes": "memory", "tokens_per_second": "speed"}
-    front = joined(tuple(objectives.get(name, name) for name in sweep.objectives))
-    untrained = next((trial.untrained_loss for trial in sweep.trials if trial.untrained_loss is not None), None)
-    seeds = len(sweep.noise.losses) if sweep.noise is not None else 0
-    said = [
-        f"±: half of what {seeds} seeds of the leader span." if "±" in columns and seeds else "",
-        "" if untrained is None else f"Untrained: {untrained:.4f}.",
-        "GiB: the measured peak of the worst GPU." if "GiB" in columns else "",
-        "Off: the estimate against what was measured." if OFF in columns else "",
-        f"Front: no other trial is as good in {front} and better in one." if sweep.front else "",
-        "Perplexity compares only models of one tokenizer." if PERPLEXITY in columns else "",
-    ]
-    return " ".join(part for part in said if part)
 
 
 def _recipe(trial: Trial) -> Iterator[tuple[str, str]]:
@@ -256,13 +142,19 @@ def _next(sweep: Sweep, width: int) -> list[Line]:
     page: list[Line] = []
     if sweep.recommendation is not None:
         trial = sweep.trial(sweep.recommendation.number)
-        page += _command("write the files that run it", recipe_command(trial, *sweep.options, "--emit", "run"))
+        page += _command(_what_for(sweep), recipe_command(trial, *sweep.options, "--emit", "run"))
     if sweep.unfinished:
         left = number_of(sweep.unfinished, "trial")
         page += paragraph(f"{left} left: the same command goes on in {clean(sweep.folder)}.", width, indent=2)
-    page += _command("look at every trial", ["optuna-dashboard", sweep.storage])
+    page += _command("look at every trial (pip install optuna-dashboard)", ["optuna-dashboard", sweep.storage])
     where = f"study {clean(sweep.study)}, jobs and logs in {clean(sweep.folder)}; {_time(sweep)}"
     return [*page, *paragraph(where, width, "dim", indent=2)]
+
+
+def _what_for(sweep: Sweep) -> str:
+    """A sweep on the CPU does not know which GPU its recipe is for."""
+    here = " on a GPU (name yours), in float32 as here" if sweep.vram_budget_bytes is None else ""
+    return f"write the files that run it{here}"
 
 
 def _command(what: str, words: Sequence[str]) -> list[Line]:

@@ -45,9 +45,7 @@ def in_words(event: Event) -> str:
     if isinstance(event, Started):
         return _started(event)
     if isinstance(event, Moved):
-        one = event.progress
-        loss = "" if one.loss is None else f", loss {one.loss:.4f}"
-        return f"{one.place}: trial {event.number} {doing(one.phase)}, step {one.step} of {event.steps}{loss}"
+        return _moved(event)
     if isinstance(event, Retried):
         return f"{event.place}: trial {event.number} was lost and runs again: {event.reason}"
     if isinstance(event, Finished):
@@ -74,6 +72,15 @@ def _started(event: Started) -> str:
     return f"{event.place}: trial {event.number} starts{again}: {name}{told}"
 
 
+def _moved(event: Moved) -> str:
+    one = event.progress
+    parts = [f"{one.place}: trial {event.number} {doing(one.phase)}", f"step {one.step} of {event.steps}"]
+    parts += [] if one.loss is None else [f"loss {one.loss:.4f}"]
+    parts += [] if one.vram_bytes is None else [format_bytes(one.vram_bytes)]
+    parts += [] if one.tokens_per_second is None else [f"{rate(one.tokens_per_second)} tokens/s"]
+    return ", ".join(parts)
+
+
 def _finished(event: Finished) -> str:
     trial = event.trial
     parts = [] if trial.loss is None else [f"loss {trial.loss:.4f}"]
@@ -87,9 +94,9 @@ def _finished(event: Finished) -> str:
 
 
 def recipe_command(trial: Trial, *more: str) -> list[str]:
-    """`plan` with the options that make this trial's recipe of its model."""
+    """`plan` with the options that make this trial's recipe of its model, which `more` may name in its place."""
     one, recipe = trial.configuration, trial.recipe
-    words = ["plan", "--model", recipe.model, "--method", one.method]
+    words = ["plan", *([] if "--model" in more else ["--model", recipe.model]), "--method", one.method]
     if one.rank:
         words += ["--rank", str(one.rank), "--alpha", str(one.alpha), *_targets(recipe)]
         words += ["--dropout", f"{one.dropout:g}"] if one.dropout else []
@@ -97,11 +104,16 @@ def recipe_command(trial: Trial, *more: str) -> list[str]:
     words += ["--micro-batch", str(recipe.micro_batch)]
     words += ["--checkpointing" if recipe.gradient_checkpointing else "--no-checkpointing"]
     words += ["--loss", recipe.loss] if recipe.loss != "plain" else []
-    words += ["--expandable-segments"] if recipe.expandable_segments else []
+    searched = trial.vram_bytes is not None and "--data" in more  # on a GPU, by what plan knows of the data
+    words += ["--expandable-segments"] if recipe.expandable_segments else ["--no-expandable-segments"] * searched
     words += ["--optimizer", recipe.optimizer] if recipe.optimizer not in USUAL_OPTIMIZERS else []
-    words += ["--attention", recipe.attention] if recipe.attention != "sdpa" else []
+    words += ["--attention", recipe.attention] if recipe.attention != "sdpa" or searched else []
     words += ["--trainer", recipe.trainer] if recipe.trainer != "transformers" else []
     words += ["--padded"] if recipe.padded else []
+    words += ["--packing"] if recipe.packing else []
+    full = recipe.weights == recipe.compute == "float32" and not recipe.quantized
+    words += ["--precision", "fp32"] if full and "--precision" not in more else []
+    words += ["--offload", "never"] if not recipe.parallelism.offload else []
     words += ["--learning-rate", repr(recipe.learning_rate)]
     return [*words, *more]
 

@@ -38,6 +38,16 @@ class Address:
             return None
         return Path(unquote(self.url.partition("://")[2].partition("?")[0].removeprefix("/")))
 
+    @property
+    def driver(self) -> str:
+        """The library that connects, also where the URL leaves it to SQLAlchemy."""
+        return _parsed(self.url).get_driver_name()
+
+    @property
+    def parameters(self) -> frozenset[str]:
+        """The names of what the user says to the driver."""
+        return frozenset(_parsed(self.url).query)
+
     def clean(self, text: str) -> str:
         """A text, such as a library's own message, with every secret of the address taken out."""
         for secret in sorted(self._secrets(), key=len, reverse=True):

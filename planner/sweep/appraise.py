@@ -1,6 +1,7 @@
 """How a configuration can be run on the GPUs at hand: its mechanics, best first, each priced before anything starts."""
 
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from estimators.calibration import Calibration
@@ -78,6 +79,13 @@ class OnGpus:
                 return nearest
         return Refusal(kind="estimate", reason=_shortfall(nearest.price) if nearest.price else "it has no price")
 
+    def foresee(self, configuration: Configuration) -> Recipe | None:
+        """How it would be run by formula alone, which is known at once; None: it hardly can be."""
+        with suppress(BadInput):
+            first = self._by_formula(_narrowed(self._goal, configuration, self._terms), configuration)[0]
+            return first.recipe if _possible(first) else None
+        return None
+
     def _by_formula(self, goal: Goal, configuration: Configuration) -> list[Option]:
         """Every way that could fit, largest micro-batch first, and those of the fastest choice before the others';
         where none could, the nearest miss.
@@ -143,6 +151,7 @@ class OnCpu:
             gradient_accumulation=batch // micro_batch,
             sequence_length=self._terms.sequence_length,
             padded=self._goal.padded,
+            packing=self._goal.packing,
             learning_rate=configuration.learning_rate,
             seed=self._terms.seed,
             **ON_CPU,  # type: ignore[arg-type]
@@ -150,6 +159,10 @@ class OnCpu:
         if skip(recipe):
             return Refusal(kind="dominated", reason=NO_LESS)
         return Option(recipe=recipe, price=None)
+
+    def foresee(self, configuration: Configuration) -> Recipe | None:
+        found = self(configuration, lambda recipe: False)
+        return found.recipe if isinstance(found, Option) else None
 
 
 def _narrowed(goal: Goal, configuration: Configuration, terms: Terms) -> Goal:
@@ -170,18 +183,9 @@ def _narrowed(goal: Goal, configuration: Configuration, terms: Terms) -> Goal:
         sequence_length=terms.sequence_length,
         global_batch=terms.global_batch,
         learning_rate=configuration.learning_rate,
-        expandable_segments=wants_expandable_segments(goal, terms),
+        varying=terms.data is not None,
         offload="never",
     )
-
-
-def wants_expandable_segments(goal: Goal, terms: Terms) -> bool:
-    """Whether torch is to grow its segments: rows that were read differ in length, so each batch is as wide as its own
-    longest row, and the usual allocator keeps blocks for every width that it met.
-
-    (Source: a 20-step sweep of a 1B on an H200: 13.6 to 15.8 GiB by seed, where 10.3 were expected and allocated.)
-    """
-    return terms.data is not None if goal.expandable_segments is None else goal.expandable_segments
 
 
 def _targets(targets: tuple[str, ...]) -> tuple[str, ...] | str:

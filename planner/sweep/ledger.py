@@ -11,6 +11,7 @@ from typing import Any
 from estimators.errors import BadInput
 from estimators.learning import Training
 from estimators.outcome import Result, to_document
+from estimators.recipe import Recipe
 from estimators.strict import decoded, encoded
 from planner.sweep.hope import Hope
 from planner.sweep.outcome import values_of
@@ -59,6 +60,19 @@ class Work:
     cap_bytes: int | None = None
     """What a job may hold of each GPU, where the user says so."""
 
+    def job(self, recipe: Recipe, seed: int, token: str) -> Job:
+        return Job(
+            recipe=recipe,
+            config=self.config,
+            weights=self.weights,
+            data=self.data,
+            training=self.training,
+            steps=self.terms.steps,
+            seed=seed,
+            token=token,
+            budget_bytes=self.cap_bytes,
+        )
+
 
 class Ledger:
     """The record of a sweep. Every method leaves a state from which the same command goes on."""
@@ -84,7 +98,8 @@ class Ledger:
         token = job.new_token()
         attributes = {"digest": expected.configuration.digest, "seed": expected.seed, "key": expected.key,
                       "alpha": expected.configuration.alpha, "expected": encoded(expected), "repeat": repeat,
-                      "job": token, "attempt": 1, "lost": 0}  # fmt: skip
+                      "job": token, "attempt": 1, "lost": 0, "name": expected.configuration.name,
+                      "micro_batch": expected.recipe.micro_batch}  # fmt: skip
         number = self.study.begin(expected.configuration, attributes)
         return Live(number=number, expected=expected, repeat=repeat, attempt=1, token=token)
 
@@ -101,20 +116,9 @@ class Ledger:
         Raises:
             StudyError: it cannot be written.
         """
-        work, folder = self._work, self.place_of(live)
-        made = Job(
-            recipe=live.expected.recipe,
-            config=work.config,
-            weights=work.weights,
-            data=work.data,
-            training=work.training,
-            steps=work.terms.steps,
-            seed=live.expected.seed,
-            token=live.token,
-            budget_bytes=work.cap_bytes,
-        )
+        folder = self.place_of(live)
         try:
-            return job.create(folder, made)
+            return job.create(folder, self._work.job(live.expected.recipe, live.expected.seed, live.token))
         except OSError as error:
             raise StudyError(f"cannot write {folder}: {error.strerror}; what the study holds is safe") from None
 
@@ -136,8 +140,15 @@ class Ledger:
     def tell(self, trial: Trial) -> None:
         """Records a trial's end: once, and all of it."""
         values, constraints = values_of(trial, self._objectives, self._budget_bytes)
-        attributes = {"outcome": trial.outcome.value, "trial": encoded(trial)}
+        attributes = {"outcome": trial.outcome.value, "trial": encoded(trial), **_shown(trial)}
         self.study.tell(trial.number, values, constraints, attributes)
+
+
+def _shown(trial: Trial) -> dict[str, Any]:
+    """What a person wants to see beside the values, in the dashboard of any study; nothing reads it again."""
+    figures = {"took_seconds": round(trial.seconds, 3), "untrained_loss": trial.untrained_loss, "score": trial.score}
+    words = {"why": "" if trial.ok else trial.hopeless or trial.evidence, "notes": "; ".join(trial.notes)}
+    return {name: value for name, value in (figures | words).items() if value not in (None, "")}
 
 
 def result_in(folder: Path) -> Result | None:

@@ -6,9 +6,11 @@ import re
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 
 from estimators.errors import BadInput
+from estimators.recipe import Recipe
 from estimators.strict import encoded
 from planner.sweep.address import Address
 from planner.sweep.appraise import Appraiser
@@ -18,16 +20,21 @@ from planner.sweep.lock import only_one
 from planner.sweep.queue import LARGEST_GRID, GridQueue, Queue, SampledQueue
 from planner.sweep.result import Listener, PassedOver, Screened, Sweep, Trial
 from planner.sweep.screen import Clock, Screen
-from planner.sweep.space import Space
+from planner.sweep.space import Configuration, Space
 from planner.sweep.storage import PATIENCE_SECONDS
 from planner.sweep.study import Sampler, Study
 from planner.sweep.supervisor import Settings, Supervisor
 from runners.executors import Executor
+from runners.job import new_token
 
 MOST_TRIALS = 40
 """Of a space that is sampled, where nobody says."""
 Lesson = Callable[[Trial], None]
 Teaching = Callable[[Screen, Queue], Lesson]
+Foresee = Callable[[Configuration], Recipe | None]
+"""How a configuration is likely to be run, as far as that is known at once."""
+MOST_FORESEEN = 8
+"""Of the configurations, before nothing is prepared for any."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,9 +67,12 @@ class Order:
 
 def run(
     order: Order, appraiser: Appraiser, executor: Executor, listen: Listener = lambda event: None,
-    teaching: Teaching = lambda screen, queue: lambda trial: None,
+    teaching: Teaching = lambda screen, queue: lambda trial: None, foresee: Foresee = lambda configuration: None,
 ) -> Sweep:  # fmt: skip
     """Runs the sweep, or goes on with it where an earlier command stopped.
+
+    Args:
+        foresee: by which the places prepare for the first trials while those are still priced.
 
     Raises:
         BadInput: another supervisor runs it already, or its folder or its study is none of a sweep's.
@@ -78,10 +88,23 @@ def run(
         claim(order.folder, order.study, order.address)
         ledger = Ledger(study, order.folder, work, order.settings.objectives, budget_bytes)
         queue = _queue(order, screen, lambda screened: listen(PassedOver(screened=screened)))
+        if (recipe := _likely(order, queue, ledger, foresee)) is not None:
+            executor.warm(work.job(recipe, recipe.seed, new_token()))
         supervisor = Supervisor(
             order.settings, order.work.terms, ledger, screen, queue, executor, listen, teaching(screen, queue)
         )
         return supervisor.run()
+
+
+def _likely(order: Order, queue: Queue, ledger: Ledger, foresee: Foresee) -> Recipe | None:
+    """Of a trial that is still to come; None: none seems to be."""
+    if ledger.interrupted:
+        return ledger.interrupted[0].expected.recipe
+    done = {trial.configuration.digest for trial in ledger.finished}
+    if isinstance(queue, SampledQueue) and len(done) >= (order.most_trials or MOST_TRIALS):
+        return None
+    left = (configuration for configuration in order.space.grid() if configuration.digest not in done)
+    return next(filter(None, map(foresee, islice(left, MOST_FORESEEN))), None)
 
 
 def _study(order: Order) -> Study:

@@ -1,5 +1,6 @@
 """The database under a study: how it is opened, who may write it, and its errors as one line without a password."""
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -9,6 +10,17 @@ from planner.sweep.address import Address
 from runners.store import CAUSES
 
 PATIENCE_SECONDS = 30.0
+CONNECT_SECONDS = 10
+"""For each address of a server's name, where the URL itself says nothing."""
+_CONNECT = {
+    "psycopg": "connect_timeout", "psycopg2": "connect_timeout", "pymysql": "connect_timeout",
+    "mysqldb": "connect_timeout", "mariadbconnector": "connect_timeout", "mysqlconnector": "connection_timeout",
+    "pg8000": "timeout",
+}  # fmt: skip
+"""What a driver calls the seconds after which it gives a connection up; by itself none does."""
+_GONE = {"keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 4, "tcp_user_timeout": 30_000}
+"""For libpq: a server whose machine is gone is noticed after half a minute, and not after the kernel's quarter hour."""
+_LATE = re.compile(r"time-?d? ?out", re.IGNORECASE)
 _LOCKS = {
     "postgresql": "SELECT pg_try_advisory_lock({key})",
     "mysql": "SELECT GET_LOCK('plan-sweep-{key}', 0)",
@@ -21,8 +33,23 @@ class StudyError(PlanError):
     """The study cannot be used, and the message names it and the cause; what it holds is as it was."""
 
 
+class UnreachableError(StudyError):
+    """The address was never reached, so it is what the user typed, or a server that is down."""
+
+    exit_code = 2
+
+
 def engine(address: Address, patience_seconds: float) -> dict[str, Any]:
-    return {"connect_args": {"timeout": patience_seconds}} if address.path is not None else {"pool_pre_ping": True}
+    """How the database is connected to: neither a lock nor a connection is waited for without end."""
+    if address.path is not None:
+        return {"connect_args": {"timeout": patience_seconds}}
+    driver = address.driver
+    given = {_CONNECT[driver]: CONNECT_SECONDS} if driver in _CONNECT else {}
+    given |= _GONE if driver.startswith("psycopg") else {}
+    return {
+        "pool_pre_ping": True,
+        "connect_args": {name: v for name, v in given.items() if name not in address.parameters},
+    }
 
 
 def check(storage: Any, address: Address) -> None:
@@ -62,7 +89,7 @@ def server_lock(storage: Any, address: Address, name: str) -> Iterator[None]:
 
 
 @contextmanager
-def told(address: Address) -> Iterator[None]:
+def told(address: Address, *, opening: bool = False) -> Iterator[None]:
     """The libraries' errors as one line that names the study and the cause, and no password."""
     try:
         yield
@@ -76,7 +103,17 @@ def told(address: Address) -> Iterator[None]:
             raise BadInput(f"{address.shown} is no database; it was left as it is") from None
         said = next((words for prefix, words in CAUSES.items() if reason.startswith(prefix)), None)
         line = address.clean(" ".join(text.split()))[:300]
+        if opening and address.path is None and _never_connected(error):
+            how = "does not answer in time" if _LATE.search(line) else "cannot be used"
+            raise UnreachableError(f"the study {address.shown} {how}: {line}") from None
         raise StudyError(f"the study {address.shown} {said or f'cannot be used: {line}'}") from None
+
+
+def _never_connected(error: BaseException | None) -> bool:
+    """SQLAlchemy's errors name the statement that failed, and a connection that failed has none."""
+    while error is not None and not hasattr(error, "statement"):
+        error = error.__cause__ or error.__context__
+    return error is not None and getattr(error, "statement", "") is None
 
 
 def _cause(error: BaseException) -> tuple[str, str]:

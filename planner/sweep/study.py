@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import dataclass
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, TypeVar
 
 import optuna
 from optuna.distributions import (
@@ -21,8 +21,9 @@ from optuna.trial import TrialState
 
 from planner.sweep.address import Address
 from planner.sweep.lock import only_one
-from planner.sweep.space import Configuration, Space, Span, word_of
+from planner.sweep.space import RANKS, Configuration, Space, Span, word_of
 from planner.sweep.storage import check, engine, server_lock, told
+from planner.usual import usual_learning_rate
 
 DIRECTIONS: dict[str, Literal["minimize", "maximize"]] = {
     "loss": "minimize",
@@ -30,7 +31,10 @@ DIRECTIONS: dict[str, Literal["minimize", "maximize"]] = {
     "tokens_per_second": "maximize",
 }
 TRIALS_BEFORE_MODEL = 10
+CONSTRAINTS = "constraints"
+"""Where Optuna kept constraints before they had names, and where optuna-dashboard (0.21) still reads them."""
 Value = str | int | float | bool | None
+Number = TypeVar("Number", int, float)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,10 +67,10 @@ class Study:
 
         Raises:
             BadInput: another supervisor has it, or it is no database.
-            StudyError: it cannot be opened; the message says why.
+            StudyError: it cannot be opened; the message says why, and a server that never answered is bad use.
         """
         optuna.logging.set_verbosity(optuna.logging.ERROR)
-        with ExitStack() as held, told(address):
+        with ExitStack() as held, told(address, opening=True):
             if address.path is not None:
                 held.enter_context(only_one(address.path.with_name(f"{address.path.name}.lock")))
             storage = optuna.storages.RDBStorage(address.url, engine_kwargs=engine(address, patience_seconds))
@@ -133,6 +137,8 @@ class Study:
             for name, value in constraints.items():
                 if name not in known:  # a supervisor that died may have come so far
                     trial.set_constraint(name, value)
+            if constraints:
+                trial.storage.set_trial_system_attr(trial._trial_id, CONSTRAINTS, list(constraints.values()))
             for name, value in attributes.items():
                 trial.set_user_attr(name, value)
             state = TrialState.COMPLETE if values is not None else TrialState.FAIL
@@ -157,16 +163,28 @@ def _without_warnings() -> AbstractContextManager[Any]:
 
 
 def _parameters(configuration: Configuration, space: Space) -> dict[str, tuple[Value, BaseDistribution]]:
-    """What a configuration chooses. The axes of numbers are as wide as can be: a study goes on when a space grows."""
+    """What a configuration chooses. The axes of numbers are no wider than what is tried: charts are drawn over them."""
+    rate, dropout, rank = configuration.learning_rate, configuration.dropout, configuration.rank
+    low, high = _ends((*_rates(space), rate))
     found: dict[str, tuple[Value, BaseDistribution]] = {
-        "learning_rate": (configuration.learning_rate, FloatDistribution(1e-12, 100.0, log=True)),
-        "dropout": (configuration.dropout, FloatDistribution(0.0, 0.99)),
+        "learning_rate": (rate, FloatDistribution(low, high, log=True)),
+        "dropout": (dropout, FloatDistribution(*_ends((*space.dropouts, dropout)))),
     }
-    if configuration.rank:
-        found["rank"] = (configuration.rank, IntDistribution(1, 1 << 16, log=True))
+    if rank:  # as wide as usual: most sweeps that go on with more ranks keep the axis
+        found["rank"] = (rank, IntDistribution(*_ends((*RANKS, *space.ranks, rank)), log=True))
     for name, words in space.kinds.items():
         found[name] = (word_of(getattr(configuration, name)), CategoricalDistribution(words))
     return found
+
+
+def _rates(space: Space) -> tuple[float, ...]:
+    if isinstance(space.learning_rates, Span):
+        return space.learning_rates.low, space.learning_rates.high
+    return space.learning_rates or tuple(map(usual_learning_rate, space.methods))
+
+
+def _ends(values: Sequence[Number]) -> tuple[Number, Number]:
+    return min(values), max(values)
 
 
 class Sampler:

@@ -102,6 +102,7 @@ class Supervisor:
 
     def _recover(self) -> None:
         """What an earlier command left: jobs that had ended are told, others run again."""
+        self._screen.recall(self._ledger.finished)
         for trial in tuple(self._ledger.finished):
             self._absorb(trial, None)
             self._lessons.append(trial)  # it may have been told, and have taught nobody yet

@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Protocol
 
 from estimators.outcome import Result
+from runners.job import Job
+from runners.pace import Seen
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -18,6 +20,9 @@ class Progress:
     step: int
     loss: float | None = None
     """Of the last step, where the job says."""
+    vram_bytes: int | None = None
+    tokens_per_second: float | None = None
+    """As in `Seen`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,6 +58,10 @@ class Executor(Protocol):
         """The places that cannot run a job, and why, in one line: somebody is on the GPU, the GPU or the machine is
         lost. Those that may come back are looked at again by themselves."""
 
+    def warm(self, work: Job) -> None:
+        """Jobs like this one are about to come: what they wait for is prepared at every place meanwhile, as far as that
+        can be. A promise of nothing: whoever is mistaken has started a process that nobody needs."""
+
     def start(self, place: str, folder: Path) -> None:
         """Begins the job of `folder` at a free place, and returns at once.
 
@@ -72,10 +81,9 @@ class Executor(Protocol):
         """Every job is gone when this returns. Nothing is started after it."""
 
 
-def read_progress(place: str, folder: Path, line: str) -> Progress:
-    """What the launcher says of a job: "PHASE STEP", and "PHASE STEP LOSS" where the job tells its loss."""
-    phase, step, *loss = line.split()
-    return Progress(place=place, folder=folder, phase=phase, step=int(step), loss=float(loss[0]) if loss else None)
+def progress_of(place: str, folder: Path, seen: Seen) -> Progress:
+    return Progress(place=place, folder=folder, phase=seen.phase, step=seen.step, loss=seen.loss,
+                    vram_bytes=seen.vram_bytes, tokens_per_second=seen.tokens_per_second)  # fmt: skip
 
 
 def latest(events: Sequence[Event]) -> list[Event]:

@@ -1,5 +1,6 @@
 """Jobs on this machine, side by side: a place is one GPU, the GPUs of one trial, or the CPU, and has its own thread."""
 
+import os
 import queue
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -12,7 +13,8 @@ from estimators.hardware import Gpu
 from estimators.outcome import End, Outcome, Result
 from runners import cards, ends, launch
 from runners.cards import OccupiedGpu, Watch
-from runners.executors import Ended, Event, latest, read_progress
+from runners.executors import Ended, Event, latest, progress_of
+from runners.job import Job
 from runners.launch import Bench
 from runners.watching import Limits
 
@@ -40,10 +42,11 @@ class LocalExecutor:
             NoUsableGpu: there are fewer GPUs than one trial takes.
         """
         self._told: queue.SimpleQueue[Event] = queue.SimpleQueue()
+        self._warm, inherited = warm and child is None, dict(os.environ)
         self._places = {
             name: _Place(
                 name,
-                partial(launch.open_bench, group, share=share, warm=warm and child is None, watch=watch),
+                partial(launch.open_bench, group, share=share, warm=self._warm, watch=watch, inherited=inherited),
                 limits or Limits(), child, look_again_seconds, self._told.put,
             )
             for name, group in groups(gpus, per_trial).items()
@@ -56,6 +59,10 @@ class LocalExecutor:
     @property
     def absent(self) -> Mapping[str, str]:
         return {name: why for name, place in self._places.items() if (why := place.absent)}
+
+    def warm(self, work: Job) -> None:
+        for place in self._places.values() if self._warm else ():
+            place.warm(work)
 
     def start(self, place: str, folder: Path) -> None:
         if place not in self._places:
@@ -124,10 +131,14 @@ class _Place:
         self._lock, self._closed = threading.Lock(), threading.Event()
         self._cancel: threading.Event | None = None
         """Of the job that it has; None: it is free."""
-        self._orders: queue.SimpleQueue[Path | None] = queue.SimpleQueue()
+        self._orders: queue.SimpleQueue[Path | Job | None] = queue.SimpleQueue()
+        """Jobs to run, by their folders, and jobs to be ready for; None: there are no more."""
         # A daemon: where our process ends without closing, the guards end the jobs.
         self._thread = threading.Thread(target=self._serve, name=f"jobs of {name}", daemon=True)
         self._thread.start()
+
+    def warm(self, work: Job) -> None:
+        self._orders.put(work)
 
     def start(self, folder: Path) -> None:
         with self._lock:
@@ -151,28 +162,34 @@ class _Place:
         self._thread.join()
 
     def _serve(self) -> None:
-        folder = self._orders.get()
-        while folder is not None and not self._serve_on_a_bench(folder):
-            folder = self._orders.get()
+        order = self._orders.get()
+        while order is not None and not self._serve_on_a_bench(order):
+            order = self._orders.get()
 
-    def _serve_on_a_bench(self, folder: Path | None) -> bool:
+    def _serve_on_a_bench(self, order: Path | Job | None) -> bool:
         """Runs jobs until there are no more, or the GPUs cannot be used; whether the place is done for good."""
         try:
             with self._open() as bench:
                 if self._child is not None:
                     bench.child = self._child
-                while folder is not None:
-                    if self._run(folder, bench):
+                while order is not None:
+                    if isinstance(order, Job):
+                        bench.refill(order)
+                    elif self._run(order, bench):
                         return True
-                    folder = self._orders.get()
+                    order = self._orders.get()
                 return True
-        except OccupiedGpu as error:
-            self._end(folder, None, lost=str(error), absent=str(error), begun=False)
-            return self._gone_until_free()
-        except Exception as error:  # the driver does not know the GPU any more, or something that nobody thought of
-            why = ends.one_line(str(error) or type(error).__name__)
-            self._end(folder, None, lost=why, absent=why, begun=False)
-            return True
+        except Exception as error:
+            if isinstance(order, Job):  # what keeps us from being ready is told by the job that meets it
+                return False
+            return self._refused(order, error)
+
+    def _refused(self, folder: Path | None, error: Exception) -> bool:
+        """The job did not begin: somebody is on the GPUs, the driver does not know one any more, or something that
+        nobody thought of. Whether the place is done for good."""
+        why = ends.one_line(str(error) or type(error).__name__)
+        self._end(folder, None, lost=why, absent=why, begun=False)
+        return not isinstance(error, OccupiedGpu) or self._gone_until_free()
 
     def _run(self, folder: Path, bench: Bench) -> bool:
         """Whether the GPU was lost with it.
@@ -184,7 +201,7 @@ class _Place:
         try:
             result = launch.run(
                 folder, bench, limits=self._limits, cancel=cancel,
-                progress=lambda line: self._tell(read_progress(self.name, folder, line)),
+                see=lambda seen: self._tell(progress_of(self.name, folder, seen)),
             )  # fmt: skip
         except OccupiedGpu:
             raise

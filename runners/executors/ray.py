@@ -10,7 +10,7 @@ import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,9 +18,10 @@ from typing import Any
 from estimators.errors import BadInput, NoUsableGpu
 from estimators.outcome import End, Outcome, Result
 from runners import ends
-from runners.executors import Ended, Event, Progress, latest
+from runners.executors import Ended, Event, latest
 from runners.executors.local import LocalExecutor, place_name
 from runners.executors.station import Said, Station, on_gpus, read_files, write_files
+from runners.job import Job
 from runners.watching import Limits
 
 OLDEST = (2, 52)
@@ -88,6 +89,10 @@ class RayExecutor:
     @property
     def absent(self) -> Mapping[str, str]:
         return {name: place.absent for name, place in self._places.items() if place.absent}
+
+    def warm(self, work: Job) -> None:
+        for worker in [place.worker for place in self._places.values() if place.started]:
+            worker.warm.remote(work)
 
     def start(self, place: str, folder: Path) -> None:
         if place not in self._places:
@@ -208,10 +213,7 @@ class RayExecutor:
         if folder is None:
             return []
         if said.over is None:
-            step = said.step
-            return [] if step is None else [
-                Progress(place=place.name, folder=folder, phase=step.phase, step=step.step, loss=step.loss)
-            ]  # fmt: skip
+            return [] if said.step is None else [replace(said.step, place=place.name, folder=folder)]
         place.folder = None
         with suppress(BadInput):  # a full disk here loses files, not the result
             write_files(folder, said.over.files)

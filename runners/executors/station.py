@@ -12,8 +12,9 @@ from pathlib import Path
 from estimators.errors import BadInput, NoUsableGpu
 from estimators.outcome import Result
 from runners import job
-from runners.executors import Ended
+from runners.executors import Ended, Progress
 from runners.executors.local import LocalExecutor
+from runners.job import Job
 from runners.watching import Limits
 
 PREFIX = "plan-jobs-"
@@ -23,15 +24,6 @@ LARGEST_FILE_BYTES = 4 << 20
 """Of what comes back; trained weights stay behind, and of a long log its end comes."""
 
 Files = Mapping[str, bytes]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Step:
-    """How far the station's job is."""
-
-    phase: str
-    step: int
-    loss: float | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,7 +40,8 @@ class Over:
 class Said:
     """What a station has to say at one moment."""
 
-    step: Step | None = None
+    step: Progress | None = None
+    """With the place and the folder of the station's own."""
     over: Over | None = None
     absent: str = ""
     """Why it can run nothing now."""
@@ -66,6 +59,9 @@ class Station:
 
     def ready(self) -> bool:
         return True
+
+    def warm(self, work: Job) -> None:
+        self._local.warm(work)
 
     def start(self, files: Files, seconds: float) -> Said:
         """Begins a job, and says what `wait` does.
@@ -85,7 +81,7 @@ class Station:
             if isinstance(event, Ended):
                 over = Over(result=event.result, lost=event.lost, begun=event.begun, files=self._take())
             else:
-                step = Step(phase=event.phase, step=event.step, loss=event.loss)
+                step = event
         return Said(step=step, over=over, absent=self._local.absent.get(self._place, ""))
 
     def stop(self) -> None:

@@ -98,8 +98,12 @@ PLANNED = Planned(terms=TERMS, places=("GPU 0", "GPU 1"), queue=(expected(8), ex
                   finished=(), expected_seconds=120.0, budget_seconds=600.0)  # fmt: skip
 
 
-def moved(step: int, loss: float | None = None, place: str = "GPU 0", phase: str = "steady") -> Moved:
-    progress = Progress(place=place, folder=Path("/runs/a/trials/1"), phase=phase, step=step, loss=loss)
+def moved(
+    step: int, loss: float | None = None, place: str = "GPU 0", phase: str = "steady", vram_bytes: int | None = None,
+    tokens_per_second: float | None = None,
+) -> Moved:  # fmt: skip
+    progress = Progress(place=place, folder=Path("/runs/a/trials/1"), phase=phase, step=step, loss=loss,
+                        vram_bytes=vram_bytes, tokens_per_second=tokens_per_second)  # fmt: skip
     return Moved(number=1, steps=50, progress=progress)
 
 
@@ -194,6 +198,19 @@ def test_on_a_cpu_the_page_has_no_column_of_memory() -> None:
     assert "1.2500" in row(page, 0)
 
 
+def test_rows_that_differ_in_nothing_but_dropout_or_layers_are_told_apart() -> None:
+    many = tuple(
+        replace(one, configuration=replace(one.configuration, rank=8, dropout=dropout, targets=targets))
+        for one, dropout, targets in zip(
+            GOOD, (0.0, 0.1, 0.1), (None, ("all-linear",), ("q_proj", "v_proj")), strict=True
+        )
+    )
+    page = text(sweep_page(sweep(trials=many), 110))
+    assert [said in row(page, number) for number, said in enumerate(
+        ("by default, dropout 0.0", "all-linear, dropout 0.1", "q,v, dropout 0.1"))] == [True] * 3  # fmt: skip
+    assert "dropout" not in text(sweep_page(sweep(), 100))
+
+
 @pytest.mark.parametrize("width", [80, 100, 120])
 def test_a_narrow_page_keeps_what_matters(width: int) -> None:
     page = text(sweep_page(sweep(), width))
@@ -220,13 +237,14 @@ def test_names_and_evidence_from_outside_are_harmless() -> None:
 def test_the_board_knows_speed_time_left_and_what_was_best() -> None:
     now = [1000.0]
     board = Board(clock=lambda: now[0])
-    for seconds, event in ((0, PLANNED), (0, STARTED), (10, moved(5)), (20, moved(25, loss=1.5))):
+    held = moved(25, loss=1.5, vram_bytes=10 * GIB, tokens_per_second=16_384.0)
+    for seconds, event in ((0, PLANNED), (0, STARTED), (10, moved(5)), (20, held)):
         now[0] += seconds
         board.hear(event)
     page = text(board.lines(120))
     line = next(line for line in page.splitlines() if "GPU 0" in line).split()
-    assert line[:8] == ["GPU", "0", "1", "lora", "r16", "alpha", "64,", "lr"]
-    assert line[9:15] == ["trains", "25/50", "1.5000", "-", "11.0", "16,400"], "20 steps of 16 × 1024 tokens in 20 s"
+    assert line[:6] == ["GPU", "0", "1", "lora", "r16", "alpha"]
+    assert line[6:] == ["64", "trains", "25/50", "1.5000", "10.0", "16,400", "11.0", "30", "s"]
     assert "budget    9.5 min left of 10 min" in page
     now[0] += 10
     board.hear(FINISHED)
@@ -234,7 +252,35 @@ def test_the_board_knows_speed_time_left_and_what_was_best() -> None:
     assert "1 trial ended, 1 waiting, 0 out of memory, 0 not launched" in page
     assert "best      trial 1, lora r16 alpha 64, lr 0.0002, loss 1.2000" in page
     assert "90 s more, until" in page
-    assert re.search(r"GPU 0 +1 .*done +50 +1\.2000 +12\.0 +11\.0 +3,120", page)
+    assert re.search(r"GPU 0 +1 .*done +50 +1\.2000 +12\.0 +3,120 +11\.0", page)
+
+
+def test_what_a_running_trial_holds_and_how_fast_it_is_is_shown_at_80_columns_too() -> None:
+    """Beside trials that ran out of memory, whose row is the widest."""
+    board = Board()
+    planned = replace(PLANNED, queue=(expected(64), expected(128)))
+    started = replace(STARTED, expected=expected(128))
+    for event in (planned, started, replace(FINISHED, trial=TOO_BIG), moved(5)):
+        board.hear(event)
+    assert "GiB" in text(board.lines(80)) and "12.5" not in text(board.lines(80))
+    board.hear(moved(25, loss=1.5, vram_bytes=round(12.5 * GIB), tokens_per_second=3120.0))
+    page = text(board.lines(80))
+    head, running, ended = page.splitlines()[:3]
+    assert head.split() == ["place", "#", "configuration", "phase", "step", "loss", "GiB", "tokens/s"]
+    assert running.split() == ["GPU", "0", "1", "lora", "r128", "alpha", "512", "trains", "25/50", "1.5000", "12.5",
+                               "3,120"]  # fmt: skip
+    assert "out of memory" in ended and all(len(line) <= 80 for line in page.splitlines())
+
+
+def test_what_tells_configurations_apart_stays() -> None:
+    rates = [replace(expected(8).configuration, learning_rate=rate) for rate in (1e-4, 2e-4)]
+    board = Board()
+    board.hear(replace(PLANNED, queue=tuple(expected(configuration=one) for one in rates)))
+    board.hear(replace(STARTED, expected=expected(configuration=rates[1])))
+    assert "lora r8 alpha 32, lr 0.0002" in text(board.lines(120))
+    board.hear(replace(PLANNED, queue=()))  # of a sampler: the next one may differ in anything
+    board.hear(STARTED)
+    assert "lora r16 alpha 64, lr 0.0002" in text(board.lines(120))
 
 
 def test_a_late_word_of_another_trial_changes_nothing() -> None:
@@ -250,7 +296,8 @@ def test_without_a_terminal_there_is_a_plain_line_an_event(capsys: pytest.Captur
     retried = Retried(number=1, place="GPU 0", reason="the worker is gone")
     skipped = PassedOver(screened=SKIPPED)
     with Show() as show:
-        for event in (PLANNED, STARTED, moved(5), moved(6), retried, skipped, FINISHED):
+        held = moved(5, vram_bytes=12 * GIB, tokens_per_second=3120.0)
+        for event in (PLANNED, STARTED, held, moved(6), retried, skipped, FINISHED):
             show.hear(event)
     out, err = capsys.readouterr()
     assert out == ""
@@ -258,7 +305,7 @@ def test_without_a_terminal_there_is_a_plain_line_an_event(capsys: pytest.Captur
         "sweep of llama-3.2-1b on GPU 0, GPU 1: 2 trials of 50 steps to run, 1 not launched, about 2.0 min, "
         "10 min allowed",
         "GPU 0: trial 1 starts: lora r16 alpha 64, lr 0.0002, expected 11.00 GiB and 1.7 min",
-        "GPU 0: trial 1 trains, step 5 of 50",
+        "GPU 0: trial 1 trains, step 5 of 50, 12.00 GiB, 3,120 tokens/s",
         "GPU 0: trial 1 was lost and runs again: the worker is gone",
         "not launched: lora r128, lr 0.0002: takes 90 GiB of 80 GiB",
         "GPU 0: trial 1 done: loss 1.2000, 12.00 GiB, 3,120 tokens/s, 61.5 s; best so far trial 1, lora r16 alpha 64, "
@@ -289,7 +336,8 @@ def test_a_bad_end_is_told_with_its_evidence() -> None:
 
 def test_json_is_one_document_a_line(capsys: pytest.CaptureFixture[str]) -> None:
     play = Screenplay(as_json=True)
-    events = (PLANNED, STARTED, moved(5, loss=float("nan")), Retried(number=1, place="GPU 0", reason="lost"),
+    told = moved(5, loss=float("nan"), vram_bytes=GIB, tokens_per_second=2.5)
+    events = (PLANNED, STARTED, told, Retried(number=1, place="GPU 0", reason="lost"),
               PassedOver(screened=SKIPPED), FINISHED)  # fmt: skip
     with play:
         for event in events:
@@ -305,6 +353,7 @@ def test_json_is_one_document_a_line(capsys: pytest.CaptureFixture[str]) -> None
     _, started, progress, _, skipped, ended, recommended, done = documents
     assert (started["expected"]["vram_bytes"], started["expected"]["configuration"]["alpha"]) == (11 * GIB, 64)
     assert (progress["phase"], progress["step"], progress["steps"], progress["loss"]) == ("steady", 5, 50, "nan")
+    assert (progress["vram_bytes"], progress["tokens_per_second"]) == (GIB, 2.5)
     assert (skipped["kind"], skipped["configuration"]["rank"]) == ("estimate", 128)
     assert (ended["trial"]["outcome"], ended["best"]["number"], ended["seconds_left"]) == ("ok", 1, 90.0)
     assert (recommended["number"], recommended["recipe"]["adapter"]["rank"]) == (0, 8)

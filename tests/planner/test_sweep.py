@@ -28,6 +28,7 @@ from planner.sweep.space import Space
 from planner.sweep.storage import StudyError
 from planner.sweep.study import Study
 from runners.executors import Ended
+from runners.job import Job
 from tests.planner.kills import survivors, torment
 from tests.planner.sweeps import LEARN, on_cpu, order, sweep, told
 from tests.planner.toy import AtOnce, Toy
@@ -175,6 +176,8 @@ class Flaky:
     @property
     def absent(self) -> dict[str, str]:
         return {"node-a GPU 0": "the machine went away"} if self.gone else {}
+
+    def warm(self, work: Job) -> None: ...
 
     def start(self, place: str, folder: Path) -> None:
         self.lost += 1

@@ -18,14 +18,14 @@ from estimators.outcome import End, Outcome, Result, to_document
 from planner.commands.ordering import order_of, subject_of
 from planner.commands.sweep import _appraiser, _teaching, command
 from planner.sweep.address import address_of
-from planner.sweep.appraise import Option
+from planner.sweep.appraise import Option, Refusal, Skip
 from planner.sweep.folder import LOCK
 from planner.sweep.ledger import Ledger
 from planner.sweep.lock import only_one
-from planner.sweep.result import Expected, Trial
+from planner.sweep.result import Event, Expected, Planned, Trial
 from planner.sweep.run import _study, run
 from planner.sweep.screen import Clock, Screen
-from planner.sweep.space import Space, Span
+from planner.sweep.space import Configuration, Space, Span
 from runners import job
 from runners.executors import Ended
 from tests.planner.sweeps import order
@@ -250,6 +250,11 @@ def test_the_closing_command_has_the_data_and_the_gpus_of_a_trial(tmp_path: Path
                    "--precision", "bf16")  # fmt: skip
     options = order_of(subject_of(values), values).settings.options
     assert options == ("--gpus", "1xh200-sxm", "--precision", "bf16", "--data", str(data))
+    (tmp_path / "config.json").touch()
+    more = {"weights": str(tmp_path), "vram_budget_bytes": 20 << 30, "headroom_bytes": 0, "offline": True}
+    options = order_of(subject_of(values), {**values, **more}).settings.options
+    assert options[:2] == ("--model", str(tmp_path)), "the weights that were trained, and not only their architecture"
+    assert options[-5:] == ("--vram-budget", "20GiB", "--headroom", "0", "--offline")
 
 
 def test_an_interrupted_trial_is_one_of_those_asked_for(tmp_path: Path) -> None:
@@ -281,7 +286,10 @@ def test_a_metric_that_is_not_there_is_refused_at_once(tmp_path: Path, monkeypat
     values = typed(*ON_H200, "--data", "train.jsonl", "--weights", ".", "--metric", "mine:score")
     with pytest.raises(BadInput, match="--metric mine: there is no module of that name"):
         order_of(subject_of(values), values)
-    (tmp_path / "mine.py").touch()
+    (tmp_path / "mine.py").write_text("def scores(examples, generations): return 1.0\n")
+    with pytest.raises(BadInput, match=r"function 'score'; did you mean scores\?"):
+        order_of(subject_of(values), values)
+    (tmp_path / "mine.py").write_text("def score(examples, generations): raise SystemExit\n")
     assert order_of(subject_of(values), values).work.training.metric == "mine:score"
 
 
@@ -313,3 +321,27 @@ def test_the_clock_learns_from_what_was_expected_of_the_trial_itself(tmp_path: P
     done = run(one, _appraiser(subject, one.work.terms, values), Timed(), teaching=teaching)
     assert [trial.step_seconds for trial in done.trials] == [0.5] * 3
     assert len(screens[0].clock._ratios) == 3
+
+
+@pytest.mark.parametrize("learned", [1.0, 2.0])
+def test_what_trials_took_is_known_after_a_resume_and_corrects_once(tmp_path: Path, learned: float) -> None:
+    """Whether the estimator has learned from them in between, and so says another step of the same recipe, or not."""
+    values = typed(*ON_H200, "--ranks", "1,2", "--repeats", "0", "--global-batch", "1")
+    subject = subject_of(values)
+    one = order_of(subject, values)
+    one = replace(one, folder=tmp_path / "sweep", address=address_of(None, tmp_path / "sweep"))
+    one = replace(one, settings=replace(one.settings, objectives=("loss",)))
+    appraise = _appraiser(subject, one.work.terms, values)
+    run(one, appraise, Timed())
+
+    def wiser(configuration: Configuration, skip: Skip) -> Option | Refusal:
+        found = appraise(configuration, skip)
+        assert isinstance(found, Option) and found.price is not None
+        return replace(found, price=replace(found.price, step_seconds=found.price.step_seconds.scaled(learned)))
+
+    events: list[Event] = []
+    more = replace(one, space=replace(one.space, ranks=(1, 2, 4)))
+    assert run(more, wiser, Timed(), events.append).resumed == 2
+    (planned,) = (event for event in events if isinstance(event, Planned))
+    (waiting,) = planned.queue
+    assert waiting.seconds == pytest.approx(one.work.terms.steps * 0.5, rel=0.05)

@@ -43,6 +43,8 @@ class AtOnce:
     places = ("GPU 0",)
     absent: Mapping[str, str] = MappingProxyType({})
 
+    def warm(self, work: job.Job) -> None: ...
+
     def start(self, place: str, folder: Path) -> None:
         recipe = job.read(folder).recipe
         need = recipe.adapter.rank * recipe.micro_batch

@@ -31,7 +31,9 @@ from runners.executors import ray as cluster_of
 from runners.executors.local import LocalExecutor
 from runners.executors.ray import RayExecutor, connect
 from runners.executors.station import LARGEST_FOLDER_BYTES, clear_up, own_folder, read_files, write_files
+from runners.running import WARM_TOKEN
 from tests.runners import tiny_job
+from tests.runners.light_spare import code_of, scripted
 from tests.runners.tiny_job import QUICK
 
 PATIENCE_SECONDS = 60.0
@@ -133,6 +135,36 @@ def test_jobs_run_side_by_side_and_their_folders_come_back(cluster: Any, tmp_pat
         assert (folder / job.RESULT).exists() and (folder / "rank-0.json").exists()
         assert "what the job says False" in (folder / job.LOG).read_text()
         assert not (folder / "weights.safetensors").exists(), "what is large stays where it was made"
+
+
+def with_light_spares(code: str) -> Callable[[int], LocalExecutor]:
+    """Jobs on a worker's CPU, in waiting processes that import nothing."""
+    limits, program = QUICK, [sys.executable, "-P", "-c", code]
+
+    def make(gpus: int) -> LocalExecutor:
+        from runners import guard
+
+        guard.python = lambda *arguments: program
+        return LocalExecutor((), limits=limits)
+
+    return make
+
+
+def test_a_worker_gets_ready_before_its_first_job_and_tells_how_fast_that_is(cluster: Any, tmp_path: Path) -> None:
+    mark = f"Path({str(tmp_path)!r}, f'{{os.getpid()}}.spare').write_text(os.environ['PLAN_JOB_TOKEN'])"
+    code = code_of(forks=True, before=f"from pathlib import Path\n{mark}")
+    script = "for number in range(2, 40): beat('steady', f'{number} 1.5 t{100 * number}'); time.sleep(0.1)\nleave(GOOD)"
+    folder = scripted(tmp_path / "job", script)
+    with closing(RayExecutor(cluster.address, make=with_light_spares(code))) as ray:
+        ray.warm(job.read(folder))
+        wait_for(lambda: len([path for path in tmp_path.glob("*.spare") if path.read_text()]) == len(ray.places))
+        early = {path.read_text() for path in tmp_path.glob("*.spare")}
+        ray.start(ray.places[0], folder)
+        events = events_until(ray, lambda found: any(isinstance(event, Ended) for event in found))
+    assert (folder / WARM_TOKEN).read_text() in early
+    told = [event for event in events if isinstance(event, Progress)]
+    assert told[-1].tokens_per_second == pytest.approx(1_000, rel=0.5)
+    assert {(event.place, event.folder, event.loss) for event in told} == {(told[0].place, folder, 1.5)}
 
 
 def test_a_worker_that_is_killed_loses_its_job_and_the_place_comes_back(cluster: Any, tmp_path: Path) -> None:

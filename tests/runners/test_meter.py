@@ -135,6 +135,21 @@ def test_tokens_are_counted_as_batches_are_made() -> None:
     without_mask([])
     assert (counting.counts, without_mask.counts) == ([(4, 6)], [(5, 5)])
     assert (counting.widths, without_mask.widths) == ([3], [5])
+    counting([])
+    assert [counting.padded(micro_batches) for micro_batches in (0, 1, 2, 3)] == [0, 6, 12, 12]
+
+
+def test_a_sign_of_life_tells_how_many_tokens_were_trained_on_but_not_amid_an_evaluation(tmp_path: Path) -> None:
+    one, line = meter(tmp_path), tmp_path / "beat-0"
+    one.tokens = lambda: 4096 * len(one.step_seconds)
+    one.begin(STEADY)
+    one.step(0.1)
+    assert line.read_text().split()[2:] == [STEADY, "1", "t4096"]
+    one.step(0.1, 1.25)
+    assert line.read_text().split()[2:] == [STEADY, "2", "1.25", "t8192"]
+    with one.aside(EVALUATION):
+        one.beat(batch=3)
+        assert line.read_text().split()[2:] == [EVALUATION, "2", "1.25", "3"]
 
 
 REPORT = RankReport(
