@@ -14,6 +14,7 @@ from estimators.hardware import Cluster, Device
 from estimators.links import hook_seconds, host_share, link_seconds
 from estimators.model import ModelSpec
 from estimators.recipe import Recipe
+from estimators.strategies.attention.sdpa_no_cudnn import speed_without_cudnn
 from estimators.tape import OpClass
 from estimators.techniques import OPTIMIZERS, find_law
 from estimators.trainable import trainable_bytes_each, trainable_groups
@@ -66,10 +67,11 @@ class Achieved(NamedTuple):
     memory_bytes_per_second: float
 
 
-def achieved(device: Device, compute: str, rates: Rates) -> Achieved:
+def achieved(device: Device, recipe: Recipe, rates: Rates) -> Achieved:
     """The data sheet's rates times what kernels reach of them."""
-    peak, share = matmul_flops_per_second(device, compute), rates.efficiency(device)
-    return Achieved(peak * share.matmul, peak * share.attention, device.memory_bytes_per_second * share.memory)
+    peak, share = matmul_flops_per_second(device, recipe.compute), rates.efficiency(device)
+    attention = peak * share.attention * speed_without_cudnn(recipe, device)
+    return Achieved(peak * share.matmul, attention, device.memory_bytes_per_second * share.memory)
 
 
 @lru_cache(maxsize=8192)
@@ -125,7 +127,7 @@ def step_seconds(model: ModelSpec, recipe: Recipe, cluster: Cluster, rates: Rate
     """Seconds of one optimizer step by cause (CAUSES); their sum is the step. The job uses all of `cluster`."""
     device = slowest(cluster, recipe)
     walked = walk(model, recipe)
-    speed = achieved(device, recipe.compute, rates)
+    speed = achieved(device, recipe, rates)
     forward, backward = Pass(), Pass()
     for stretch in (*walked.blocks, walked.head):
         ahead, back = passes(stretch, speed, rates)

@@ -12,6 +12,7 @@ from estimators.hardware import Cluster, Device
 from estimators.links import hook_seconds, host_share, link_seconds
 from estimators.model import ModelSpec
 from estimators.recipe import Recipe
+from estimators.strategies.attention.sdpa_no_cudnn import speed_without_cudnn
 from estimators.throughput import matmul_flops_per_second, slowest, update_of
 from estimators.traced_rates import Kernels, TracedRates
 from estimators.work import HOST_ONLY, Class, Work
@@ -35,14 +36,15 @@ class Speed:
     kernel_seconds: float
 
 
-def speed_of(device: Device, compute: str, rates: TracedRates, kernels: Kernels) -> Speed:
+def speed_of(device: Device, recipe: Recipe, rates: TracedRates, kernels: Kernels) -> Speed:
     """Flops and bytes a second."""
-    peak, memory = matmul_flops_per_second(device, compute), device.memory_bytes_per_second
+    peak, memory = matmul_flops_per_second(device, recipe.compute), device.memory_bytes_per_second
+    attention = peak * speed_without_cudnn(recipe, device)
     return Speed(
         matmul=peak * kernels.matmul,
         float32=device.float32_flops_per_second * kernels.float32,
-        attention=peak * kernels.attention,
-        uneven_attention=peak * kernels.uneven_attention,
+        attention=attention * kernels.attention,
+        uneven_attention=attention * kernels.uneven_attention,
         int8=2 * peak * kernels.int8,
         memory=memory * kernels.memory,
         dequantize=memory * kernels.dequantize,
@@ -132,7 +134,7 @@ def traced_step_seconds(
     """Seconds of one optimizer step by cause (throughput.CAUSES); their sum is the step. `work` is what one GPU does,
     the job uses all of `cluster`."""
     device, traced = slowest(cluster, recipe), rates.traced
-    speed = speed_of(device, recipe.compute, traced, rates.kernels(device))
+    speed = speed_of(device, recipe, traced, rates.kernels(device))
     by_phase = {phase: gpu_seconds(work, phase, speed) for phase in ("forward", "recomputation", "backward")}
     gpu = {phase: sum(causes.values()) for phase, causes in by_phase.items()}
     times = recipe.gradient_accumulation

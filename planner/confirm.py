@@ -58,9 +58,10 @@ class _Trials:
     def hopeless(self, candidate: Candidate) -> bool:
         """Whether the same recipe was found not to fit with a smaller micro-batch (see choose.price_all)."""
         recipe = candidate.recipe
-        alike = with_micro_batch(recipe, 1, 1, recipe.padded)
+        common = (1, 1, recipe.padded, recipe.attention)
+        alike = with_micro_batch(recipe, *common)
         return recipe.gradient_accumulation > 1 and any(
-            tried.micro_batch < recipe.micro_batch and with_micro_batch(tried, 1, 1, recipe.padded) == alike
+            tried.micro_batch < recipe.micro_batch and with_micro_batch(tried, *common) == alike
             for tried, found in self.known.items()
             if not found.price.fits
         )

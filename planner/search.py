@@ -8,8 +8,8 @@ from estimators.hardware import Cluster
 from estimators.model import ModelSpec
 from estimators.placement import used_cluster, whole_gpus
 from estimators.recipe import Adapter, Parallelism, Recipe
-from estimators.strategies.attention.sdpa_no_cudnn import CUDNN_FIRST
 from estimators.strategies.attention.sdpa_no_cudnn import NAME as NO_CUDNN
+from estimators.strategies.attention.sdpa_no_cudnn import prefers_cudnn
 from estimators.trainable import default_targets
 from planner.goal import Goal
 from planner.rules import Rules, Rung
@@ -31,6 +31,9 @@ PRECISIONS = {
     "fp32": ("float32", "float32"),
 }
 """Stored and compute type by --precision; "half" is bfloat16, or float16 on a card without it."""
+MOST_SCORES = 1 << 23
+"""Of one head of a micro-batch, rows × tokens²: beyond it cuDNN's faster kernel makes up for its plans. (At so many the
+others take about 0.1 s more a step of a 7B by their rates on an H200; a plan takes 0.17 s, once for each width.)"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,13 +46,17 @@ class Choice:
     micro_batches: tuple[int, ...]
     varies: bool = False
     """Whether several rows of a batch hold padding."""
+    plans: bool = False
+    """Whether the card's first choice of attention plans anew for every width, which the recipe is free to avoid."""
 
     def recipes(self) -> Iterator[Recipe]:
         """The recipes, smallest micro-batch first; the global batch stays what it is."""
         share = self.recipe.micro_batch * self.recipe.gradient_accumulation
         for micro_batch in self.micro_batches:
             padded = self.recipe.padded or (self.varies and micro_batch > 1)
-            yield with_micro_batch(self.recipe, micro_batch, share // micro_batch, padded)
+            short = micro_batch * self.recipe.sequence_length**2 <= MOST_SCORES
+            attention = NO_CUDNN if self.plans and short else self.recipe.attention
+            yield with_micro_batch(self.recipe, micro_batch, share // micro_batch, padded, attention)
 
 
 def choices(goal: Goal, model: ModelSpec, cluster: Cluster, rules: Rules) -> Iterator[Choice]:
@@ -64,6 +71,7 @@ def choices(goal: Goal, model: ModelSpec, cluster: Cluster, rules: Rules) -> Ite
         raise BadInput(f"micro-batch {goal.micro_batch} does not divide the global batch of {batch}")
     if goal.offload == "required" and cluster.host.memory_bytes is None:
         raise BadInput("--offload required needs --host-memory, for nothing is known of the host")
+    plans = _plans(goal, model, cluster)
     placements = [place for place in _placements(goal, cluster) if _micro_batches(goal, rules, place.devices)]
     for position, rung in enumerate(rules.rungs(goal.methods)):
         for place in placements:
@@ -75,7 +83,10 @@ def choices(goal: Goal, model: ModelSpec, cluster: Cluster, rules: Rules) -> Ite
                     (False, True) if goal.gradient_checkpointing is None else (goal.gradient_checkpointing,)
                 ):
                     recipe = _recipe(goal, model, cluster, rules, rung, place, optimizer, checkpointing)
-                    yield Choice(rung=rung, position=position, recipe=recipe, micro_batches=sizes, varies=_varies(goal))
+                    yield Choice(
+                        rung=rung, position=position, recipe=recipe, micro_batches=sizes, varies=_varies(goal),
+                        plans=plans,
+                    )  # fmt: skip
 
 
 def _only_helps_states(place: Parallelism) -> bool:
@@ -83,11 +94,11 @@ def _only_helps_states(place: Parallelism) -> bool:
     return place.offload == ("optimizer",) or (not place.offload and place.kind in ONLY_STATES)
 
 
-def with_micro_batch(recipe: Recipe, micro_batch: int, accumulation: int, padded: bool) -> Recipe:
+def with_micro_batch(recipe: Recipe, micro_batch: int, accumulation: int, padded: bool, attention: str) -> Recipe:
     """The same recipe with another split of its global batch (a plain copy: faster than dataclasses.replace)."""
     values = {name: getattr(recipe, name) for name in _FIELDS}
-    changes = {"micro_batch": micro_batch, "gradient_accumulation": accumulation, "padded": padded}
-    return Recipe(**(values | changes))
+    values |= {"micro_batch": micro_batch, "gradient_accumulation": accumulation}
+    return Recipe(**(values | {"padded": padded, "attention": attention}))
 
 
 _FIELDS = tuple(Recipe.__dataclass_fields__)
@@ -157,7 +168,7 @@ def _recipe(
         compute=compute,
         optimizer=optimizer,
         gradient_checkpointing=checkpointing,
-        attention=goal.attention or _attention(goal, model, cluster),
+        attention=goal.attention or _attention(model),
         loss=goal.loss or "plain",
         micro_batch=1,
         gradient_accumulation=batch // place.devices,
@@ -202,13 +213,14 @@ def _types(goal: Goal, cluster: Cluster, rung: Rung, place: Parallelism) -> tupl
     return (compute if place.kind.startswith("zero") else stored), compute
 
 
-def _attention(goal: Goal, model: ModelSpec, cluster: Cluster) -> str:
-    """sdpa, but for models that cap attention's scores (Gemma 2): transformers 5 has only their own code for that; and
-    without cuDNN's kernel where it would plan anew for every width of a batch."""
-    if any(block.attention.softcap for block, _ in model.block_counts):
-        return "eager"
-    plans = any(gpu.device.compute_capability[0] in CUDNN_FIRST for gpu in cluster.gpus)
-    return NO_CUDNN if plans and _varies(goal) else "sdpa"
+def _attention(model: ModelSpec) -> str:
+    """sdpa, but for models that cap attention's scores (Gemma 2): transformers 5 has only their own code for that."""
+    return "eager" if any(block.attention.softcap for block, _ in model.block_counts) else "sdpa"
+
+
+def _plans(goal: Goal, model: ModelSpec, cluster: Cluster) -> bool:
+    free = goal.attention is None and _attention(model) == "sdpa"
+    return free and _varies(goal) and any(prefers_cudnn(gpu.device) for gpu in cluster.gpus)
 
 
 def _varies(goal: Goal) -> bool:

@@ -41,8 +41,8 @@ VARYING = (
     "trials run with expandable segments, which do not, and the command to go on with says so too"
 )
 PLANNING = (
-    "on such a card torch's attention is cuDNN's, which plans anew for every width (0.15 s and more): trials run "
-    "without it (--attention sdpa_no_cudnn); packed rows (--packing) are of one width and need neither"
+    "on such a card torch's attention is cuDNN's, which plans anew for every width (0.15 s and more): trials of "
+    "short rows run without it (--attention sdpa_no_cudnn); packed rows (--packing) are of one width and need neither"
 )
 
 
@@ -167,7 +167,8 @@ def _settings(subject: Subject, values: Mapping[str, Any]) -> "Settings":
     budgets = [budget_bytes(gpu, limit, values["assume_idle"]) for gpu in cluster.gpus] if cluster is not None else []
     notes = [RSLORA.format(ratio=values["alpha_ratio"])] if values["methods"] != ("full",) else []
     if cluster is not None and values["data"] is not None and not subject.goal.packing:
-        notes += _of_varying_rows(subject.goal, cluster)
+        length = subject.goal.sequence_length or subject.rules.defaults.sequence_length
+        notes += _of_varying_rows(subject.goal, cluster, length)
     if cluster is None:
         notes.append("on the CPU, in float32: loss and time are measured, and memory is not")
     return Settings(
@@ -181,13 +182,14 @@ def _settings(subject: Subject, values: Mapping[str, Any]) -> "Settings":
     )
 
 
-def _of_varying_rows(goal: "Goal", cluster: "Cluster") -> Iterator[str]:
+def _of_varying_rows(goal: "Goal", cluster: "Cluster", length: int) -> Iterator[str]:
     """What the search does for them, and the user did not say."""
-    from estimators.strategies.attention.sdpa_no_cudnn import CUDNN_FIRST
+    from estimators.strategies.attention.sdpa_no_cudnn import prefers_cudnn
+    from planner.search import MOST_SCORES
 
     if goal.expandable_segments is None:
         yield VARYING
-    if goal.attention is None and any(gpu.device.compute_capability[0] in CUDNN_FIRST for gpu in cluster.gpus):
+    if goal.attention is None and length**2 <= MOST_SCORES and any(prefers_cudnn(gpu.device) for gpu in cluster.gpus):
         yield PLANNING
 
 

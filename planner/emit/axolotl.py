@@ -59,7 +59,9 @@ EXAMPLES: dict[str, Settings] = {
             "no_input_format": "{instruction}",
         },
     },
-    "messages": {"type": "chat_template", "field_messages": "messages"},
+    "messages": {
+        "type": "chat_template", "field_messages": "messages", "roles_to_train": ["assistant"], "train_on_eos": "turn",
+    },
 }  # fmt: skip
 
 
@@ -84,6 +86,7 @@ def settings(order: Order) -> Settings:
         "attn_implementation": row(NAME, "the attention", ATTENTIONS, recipe.attention),
         **row(NAME, "the loss", LOSSES, recipe.loss),
         "datasets": [{"path": path_of(order.data), "ds_type": "json", **EXAMPLES[kind]}],
+        "train_on_inputs": False,
         "val_set_size": 0.0,
         "sequence_len": recipe.sequence_length,
         "sample_packing": recipe.packing,

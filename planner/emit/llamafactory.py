@@ -53,6 +53,7 @@ TEMPLATE_NOTE = (
     "LLaMA-Factory's template \"empty\" adds no end of text to a completion: end each with the tokenizer's own, or "
     "name a template of yours"
 )
+TURNS_NOTE = "LLaMA-Factory leaves conversations out in which user and assistant do not take turns"
 
 
 def settings(order: Order) -> Settings:
@@ -76,6 +77,8 @@ def settings(order: Order) -> Settings:
         "dataset_dir": ".",
         "dataset": DATASET,
         **({"template": EMPTY} if _has_no_template(order) else {}),
+        "train_on_prompt": False,
+        "mask_history": False,
         "cutoff_len": recipe.sequence_length,
         "packing": recipe.packing,
         "output_dir": output_of(NAME),
@@ -106,7 +109,7 @@ def _has_no_template(order: Order) -> bool:
 
 
 def notes(order: Order) -> tuple[str, ...]:
-    return (TEMPLATE_NOTE,) if _has_no_template(order) else ()
+    return (TEMPLATE_NOTE if _has_no_template(order) else TURNS_NOTE,)
 
 
 def _optimizer(recipe: Recipe) -> str:

@@ -19,6 +19,8 @@ class Data:
     """Absolute."""
     kind: DataKind
     """Of "prompt" and "completion", or of "messages"."""
+    answered: bool = True
+    """Whether each conversation has a turn of the assistant."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,7 +1,22 @@
-"""Constants at the head of a Python script."""
+"""Python scripts from their templates: constants at the head, and how examples are read."""
 
 import pprint
 from collections.abc import Mapping
+from importlib.resources import files
+
+
+EXAMPLES = "examples.py.txt"
+"""From examples to rows of tokens, the same in every script: as runners/data.py and runners/chat.py do it."""
+
+
+def script(template: str, values: Mapping[str, object]) -> str:
+    """A template of this package, filled; last with the constants, which hold texts from outside."""
+    code, examples = (_read(name) for name in (template, EXAMPLES))
+    return code.replace("# EXAMPLES\n", examples).replace("# SETTINGS", constants(values))
+
+
+def _read(name: str) -> str:
+    return files("planner.emit").joinpath(name).read_text(encoding="utf-8")
 
 
 def constants(values: Mapping[str, object]) -> str:

@@ -1,7 +1,6 @@
 """A script of transformers' own Trainer, with PEFT and bitsandbytes: the job that is estimated by default."""
 
 from collections.abc import Mapping
-from importlib.resources import files as resources
 
 from estimators.recipe import ALL_LINEAR
 from planner.emit.accelerate import files as accelerate_files
@@ -9,7 +8,7 @@ from planner.emit.accelerate import launch
 from planner.emit.arguments import ATTENTIONS, DATA_TYPES, LOSSES, quantization, training_arguments
 from planner.emit.data import path_of
 from planner.emit.order import Order, Settings, Tool
-from planner.emit.python_text import constants
+from planner.emit.python_text import script
 from planner.emit.rows import row
 
 NAME, FILE = "transformers", "train.py"
@@ -31,6 +30,7 @@ def settings(order: Order) -> dict[str, object]:
         "DATA": path_of(order.data),
         "LONGEST": recipe.sequence_length,
         "PACKING": recipe.packing,
+        "COMPLETION_ONLY": True,
         "STORED": row(NAME, "weights of the type", DATA_TYPES, recipe.weights),
         "COMPUTE": row(NAME, "the compute type", DATA_TYPES, recipe.compute),
         "ATTENTION": row(NAME, "the attention", ATTENTIONS, recipe.attention),
@@ -55,8 +55,7 @@ def adapter(order: Order) -> Settings:
 
 
 def files(order: Order) -> Mapping[str, str]:
-    template = resources("planner.emit").joinpath(TEMPLATE).read_text(encoding="utf-8")
-    return {FILE: template.replace("# SETTINGS", constants(settings(order))), **accelerate_files(order)}
+    return {FILE: script(TEMPLATE, settings(order)), **accelerate_files(order)}
 
 
 def command(order: Order) -> str:

@@ -9,6 +9,7 @@ from planner.emit.arguments import ATTENTIONS, DATA_TYPES, quantization, trainin
 from planner.emit.data import path_of
 from planner.emit.order import Order, Settings, Tool
 from planner.emit.rows import refuse, row
+from planner.emit.trl_templates import objection
 from planner.emit.yaml_text import dump
 
 NAME, FILE = "trl", "train.yaml"
@@ -42,11 +43,41 @@ def settings(order: Order) -> Settings:
         "trust_remote_code": False,
         **_adapter(order),
         **{NESTED.get(name, name): value for name, value in quantization(recipe, NAME).items()},
+        **learned(order),
         "datasets": [{"path": "json", "data_files": path_of(order.data), "split": "train"}],
         "max_length": recipe.sequence_length,
         **({"packing": True, "packing_strategy": "wrapped"} if recipe.packing else {"packing": False}),
         **training_arguments(order, NAME),
     }
+
+
+def learned(order: Order) -> Settings:
+    """The completion alone, or the assistant's turns alone where TRL can tell them."""
+    if order.data is None:
+        return {}
+    return (
+        {"completion_only_loss": True} if order.data.kind == "completion"
+        else {"assistant_only_loss": whole_conversations(order) is None}
+    )  # fmt: skip
+
+
+def whole_conversations(order: Order) -> str | None:
+    """Why every token of the messages is learned, where it is so."""
+    if order.data is None or order.data.kind == "completion":
+        return None
+    if not order.data.answered:
+        return "it stops at a conversation without a turn of the assistant, and there are such"
+    return objection(order.weights)
+
+
+def notes(order: Order) -> tuple[str, ...]:
+    why = whole_conversations(order)
+    if why is None:
+        return ()
+    return (
+        f"TRL learns whole conversations here, not the assistant's turns alone as trials do: {why}; once that is "
+        "mended, assistant_only_loss: true has it learn them alone, and the files --for transformers do so at once",
+    )
 
 
 def _adapter(order: Order) -> Settings:
@@ -63,7 +94,8 @@ def _adapter(order: Order) -> Settings:
 
 
 def files(order: Order) -> Mapping[str, str]:
-    return {FILE: dump(settings(order)), **accelerate_files(order)}
+    comments = "".join(f"# {note}\n" for note in notes(order))
+    return {FILE: comments + dump(settings(order)), **accelerate_files(order)}
 
 
 def command(order: Order) -> str:
@@ -84,4 +116,5 @@ TOOL = Tool(
     command=command,
     trainers=("trl",),
     doubt=_doubt,
+    notes=notes,
 )

@@ -2,14 +2,13 @@
 
 import shlex
 from collections.abc import Mapping
-from importlib.resources import files as resources
 
 from estimators.recipe import ALL_LINEAR
 from planner.emit.accelerate import visible
 from planner.emit.arguments import OPTIMIZERS, training_arguments
 from planner.emit.data import path_of
 from planner.emit.order import Order, Settings, Tool
-from planner.emit.python_text import constants
+from planner.emit.python_text import script
 from planner.emit.rows import refuse, row
 
 NAME, FILE, TEMPLATE = "unsloth", "train_unsloth.py", "train_unsloth.py.txt"
@@ -49,10 +48,13 @@ def settings(order: Order) -> dict[str, object]:
     model |= {"trust_remote_code": False, "use_gradient_checkpointing": CHECKPOINTING[recipe.gradient_checkpointing]}
     return {
         "DATA": path_of(order.data),
+        "LONGEST": recipe.sequence_length,
+        "PACKING": recipe.packing,
+        "COMPLETION_ONLY": True,
         "TYPE": row(NAME, "the compute type", TYPES, recipe.compute),
         "MODEL": model,
         "ADAPTER": _adapter(order),
-        "ARGUMENTS": {**arguments, "max_length": recipe.sequence_length, "packing": recipe.packing},
+        "ARGUMENTS": {**arguments, "max_length": recipe.sequence_length, "packing": False},  # the script packs
     }
 
 
@@ -72,8 +74,7 @@ def _adapter(order: Order) -> Settings:
 
 
 def files(order: Order) -> Mapping[str, str]:
-    template = resources("planner.emit").joinpath(TEMPLATE).read_text(encoding="utf-8")
-    return {FILE: template.replace("# SETTINGS", constants(settings(order)))}
+    return {FILE: script(TEMPLATE, settings(order))}
 
 
 def command(order: Order) -> str:

@@ -5,8 +5,8 @@ from collections.abc import Iterator, Sequence
 from estimators.document import to_document
 from estimators.outcome import to_document as result_document
 from estimators.price import Interval
-from estimators.strategies.attention.sdpa_no_cudnn import CUDNN_FIRST
 from estimators.strategies.attention.sdpa_no_cudnn import NAME as NO_CUDNN
+from estimators.strategies.attention.sdpa_no_cudnn import prefers_cudnn
 from estimators.strict import encoded
 from estimators.units import format_bytes, format_seconds
 from planner.measure import Finding
@@ -117,7 +117,7 @@ def _told(finding: Finding) -> Iterator[tuple[str, str]]:
     if (
         measured.varies
         and finding.recipe.attention == "sdpa"
-        and any(gpu.device.compute_capability[0] in CUDNN_FIRST for gpu in finding.gpus)
+        and any(prefers_cudnn(gpu.device) for gpu in finding.gpus)
     ):
         yield "attention", ("cuDNN's plans anew for every width of a batch, and that is in these steps: "
                             f"--attention {NO_CUDNN} does without")  # fmt: skip

@@ -44,7 +44,7 @@ def test_a_job_over_data_is_priced_with_their_padding(plan: Run, tmp_path: Path)
 
     def written(*more: str) -> tuple[dict[str, Any], str]:
         folder = tmp_path / str(len(list(tmp_path.iterdir())))
-        common = ("--micro-batch", "4", "--gpus", "h200", "--emit", str(folder), "--fast")
+        common = ("--micro-batch", "4", "--seq-len", "512", "--gpus", "h200", "--emit", str(folder), "--fast")
         code, out, _ = plan("--model", "llama-3.2-1b", "--method", "lora", *common, *more)
         assert code == 0
         return json.loads((folder / "plan.json").read_text())["chosen"], out

@@ -129,12 +129,22 @@ def test_rows_of_many_lengths_want_expandable_segments() -> None:
 
 def test_rows_of_many_lengths_do_without_the_kernel_that_plans_for_every_width() -> None:
     """cuDNN's, which torch prefers on this card; on others it has no place, and packed rows are of one width."""
-    config, read = Configuration(rank=16, alpha=64), replace(GPU_TERMS, data="of-a-file")
+    config, read = Configuration(rank=16, alpha=64), replace(GPU_TERMS, data="of-a-file", sequence_length=512)
     assert expected(screen(100), config).recipe.attention == "sdpa"
     assert expected(screen(100, terms=read), config).recipe.attention == "sdpa_no_cudnn"
     assert expected(screen(100, terms=read, attention="sdpa"), config).recipe.attention == "sdpa"
     assert expected(screen(100, terms=read, packing=True), config).recipe.attention == "sdpa"
     assert expected(screen(23, terms=read, card="rtx-4090"), config).recipe.attention == "sdpa"
+
+
+def test_long_rows_keep_the_faster_kernel() -> None:
+    """Which makes up for its plans where attention is most of the work."""
+    long = replace(GPU_TERMS, data="of-a-file", sequence_length=8192, global_batch=1)
+    chosen = {name: expected(screen(140, terms=long, attention=name), Configuration(rank=16, alpha=64))
+              for name in (None, "sdpa", "sdpa_no_cudnn")}  # fmt: skip
+    assert chosen[None].recipe == chosen["sdpa"].recipe
+    steps = {name: one.step_seconds for name, one in chosen.items()}
+    assert steps["sdpa_no_cudnn"] > 1.1 * steps["sdpa"]  # type: ignore[operator]
 
 
 def test_several_rows_of_a_batch_hold_padding() -> None:
