@@ -4,7 +4,6 @@ import pprint
 from collections.abc import Mapping
 from importlib.resources import files
 
-
 EXAMPLES = "examples.py.txt"
 """From examples to rows of tokens, the same in every script: as runners/data.py and runners/chat.py do it."""
 

@@ -75,8 +75,8 @@ def notes(order: Order) -> tuple[str, ...]:
     if why is None:
         return ()
     return (
-        f"TRL learns whole conversations here, not the assistant's turns alone as trials do: {why}; once that is "
-        "mended, assistant_only_loss: true has it learn them alone, and the files --for transformers do so at once",
+        f"TRL learns whole conversations here, not the assistant's turns alone as trials do: {why} (once that is "
+        "mended set assistant_only_loss: true; the files for transformers learn those turns alone)",
     )
 
 
