@@ -5,12 +5,12 @@ import sqlite3
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import quote
 
 from estimators.errors import BadInput
 from estimators.strict import decoded
-from planner.sweep.pareto import candidates, front
+from planner.sweep.pareto import candidates, front, noise_of, recommend
 from planner.sweep.result import Recommendation, Trial
 
 STUDY = "study.sqlite"
@@ -38,6 +38,14 @@ class Swept:
         pool = candidates(self.trials)
         return tuple(name for name in OBJECTIVES if pool and all(getattr(one, name) is not None for one in pool))
 
+    def standing(self, trial: Trial) -> Literal["front", "seed", "beaten"]:
+        """On the front, another seed of the leader, which competes with no other, or neither."""
+        return "seed" if trial.repeat else "front" if trial.number in self.front else "beaten"
+
+    @property
+    def chosen(self) -> Trial | None:
+        return next((trial for trial in self.trials if trial.number == self.recommended), None)
+
     def gpu_seconds(self) -> float:
         """Of all trials, those that failed included."""
         return sum(trial.seconds * trial.recipe.parallelism.devices for trial in self.trials)
@@ -51,7 +59,8 @@ def read_sweep(path: Path) -> Swept:
     """
     if path.is_dir():
         trials = _of_study(path / STUDY)
-        return Swept(path=str(path), trials=trials, recommended=None, why="")
+        best = recommend(trials, "loss", OBJECTIVES, noise_of(trials))
+        return _swept(path, trials, best)
     return _of_document(_document(path), path)
 
 
@@ -91,8 +100,12 @@ def _of_document(document: Mapping[str, Any], path: Path) -> Swept:
         raise BadInput(f"--sweep {path}: its trials must be a list")
     trials = tuple(decoded(Trial, _bare(row), f"{path}: trial {number}") for number, row in enumerate(rows))
     found = decoded(Recommendation, best, f"{path}: recommendation") if best is not None else None
-    return Swept(path=str(path), trials=trials, recommended=found.number if found else None,
-                 why=found.why if found else "")  # fmt: skip
+    return _swept(path, trials, found)
+
+
+def _swept(path: Path, trials: tuple[Trial, ...], best: Recommendation | None) -> Swept:
+    number, why = (best.number, best.why) if best else (None, "")
+    return Swept(path=str(path), trials=trials, recommended=number, why=why)
 
 
 def _bare(trial: Any) -> Any:

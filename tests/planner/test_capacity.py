@@ -309,6 +309,10 @@ def test_a_sweep_is_read_from_its_folder_and_from_its_document(
     (tmp_path / "sweep.jsonl").write_text(capsys.readouterr().out)
     document = read_sweep(tmp_path / "sweep.jsonl")
     assert document.trials == ran.trials and document.recommended is not None and document.why
+    assert (found.recommended, found.why) == (document.recommended, document.why)
+    standings = {one.number: document.standing(one) for one in document.trials}
+    assert {number for number, standing in standings.items() if standing == "front"} == set(document.front)
+    assert [one.number for one in ran.trials if one.repeat] == [n for n, said in standings.items() if said == "seed"]
 
 
 def test_what_is_no_sweep_is_refused(tmp_path: Path) -> None:

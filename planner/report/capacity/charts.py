@@ -70,12 +70,12 @@ def _gib(size_bytes: float) -> float:
 def _sweep(report: Report) -> list[dict[str, Any]]:
     if report.swept is None:
         return []
-    front = set(report.swept.front)
+    swept = report.swept
     return [
         {"name": f"trial {one.number}: {clean(one.configuration.name)}", "loss": one.loss,
          "gib": one.vram_bytes / GIB if one.vram_bytes else None, "speed": one.tokens_per_second,
-         "front": one.number in front}
-        for one in report.swept.trials
+         "standing": swept.standing(one), "recommended": one.number == swept.recommended}
+        for one in swept.trials
         if one.ok and one.loss is not None
     ]  # fmt: skip
 

@@ -158,8 +158,7 @@ def padding_table(report: Report, decision: Decision) -> Table | None:
 def sweep_table(swept: Swept) -> Table:
     heads = [Heading("trial"), Heading("configuration", right=False), Heading("loss"), Heading("GiB"),
              Heading("tokens/s"), Heading("took"), Heading("end", right=False)]  # fmt: skip
-    front = set(swept.front)
-    return Table(heads, [_trial(one, one.number in front) for one in swept.trials])
+    return Table(heads, [_trial(swept, one) for one in swept.trials])
 
 
 def sweep_words(report: Report, swept: Swept) -> str:
@@ -175,7 +174,9 @@ def sweep_words(report: Report, swept: Swept) -> str:
         if cost is not None
         else "; no price for it"
     )
-    return f"{text}{how}."
+    best = swept.chosen
+    use = f" It says to use {_named(best)} (trial {best.number}): {clean(swept.why)}." if best else ""
+    return f"{text}{how}.{use}"
 
 
 def _sweep_cost(report: Report, swept: Swept) -> float | None:
@@ -198,16 +199,22 @@ def _gpu_hour(question: Question, device: str | None) -> float | None:
     return min(rates, default=None)
 
 
-def _trial(one: Trial, on_front: bool) -> list[Cell]:
-    name = clean(one.configuration.name) + (f", alpha {one.configuration.alpha}" if one.configuration.alpha else "")
+def _named(one: Trial) -> str:
+    return clean(one.configuration.name) + (f", alpha {one.configuration.alpha}" if one.configuration.alpha else "")
+
+
+def _trial(swept: Swept, one: Trial) -> list[Cell]:
+    on_front = swept.standing(one) == "front"
+    end = "on the front" if on_front else f"seed {one.seed}" if one.repeat and one.ok else ""
+    end = f"{end}, recommended" if one.number == swept.recommended else end
     return [
         Cell(str(one.number), one.number),
-        Cell(name, kind="chosen" if on_front else "text"),
+        Cell(_named(one), kind="chosen" if on_front else "text"),
         Cell("-" if one.loss is None else f"{one.loss:.4f}", one.loss),
         Cell("-" if one.vram_bytes is None else gib(one.vram_bytes), one.vram_bytes),
         Cell("-" if one.tokens_per_second is None else rate(one.tokens_per_second), one.tokens_per_second),
         Cell(duration(one.seconds), one.seconds),
-        Cell("on the front" if on_front else one.hopeless or one.outcome.value.replace("_", " "), kind="text"),
+        Cell(end or one.hopeless or one.outcome.value.replace("_", " "), kind="text"),
     ]
 
 
