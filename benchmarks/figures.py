@@ -20,7 +20,7 @@ FILES = {
     "h200_single": "31 runs on one H200, predicted before they were run; three laws were mended after them",
     "h200_extra": "14 short runs on one H200 whose allocator was recorded, that loaded a checkpoint or evaluated",
     "h200_two": "9 runs under DeepSpeed, FSDP2 and DDP, whose laws were mended after them",
-    "h200_two_predicted": "8 runs of `plan measure` on a machine with two H200, predicted before they were run",
+    "h200_two_predicted": "11 runs of `plan measure` on a machine with two H200, predicted before they were run",
     "h200_blind": "12 runs on the H200 whose profile is shipped, predicted before; a thirteenth could not be built",
     "h100_single": "9 runs on an H100, a card that nothing was fitted on, predicted before they were run",
     "h200_held_out": "24 runs on one H200 that nobody who wrote the laws had seen",

@@ -21,6 +21,8 @@ from estimators.walk import Walk, walk
 FLOAT32_SHARDS = ("zero1", "zero2", "zero3", "fsdp2")
 """Train in the compute type beside sharded float32 weights: DeepSpeed casts the model, FSDP2 gathers in that type."""
 FORWARD_END, SHARDING = "end of the forward pass", "sharding of the loaded model"
+REDUCED_BY_BUCKET = ("zero1", "zero2")
+"""Parallelisms whose ranks reduce gradients bucket by bucket while they are made."""
 TERMS = ("weights", "adapter", "gradients", "optimizer", "activations", "logits", "workspace", "communication")
 
 
@@ -189,6 +191,8 @@ class _Alive:
     workspace: int = 0
     gradients: int = 0
     """Of weights, beyond what the phase's share covers."""
+    reduces: bool = True
+    """Whether a bucket of gradients is full, and on its way to the other ranks."""
 
 
 def _alive(model: ModelSpec, recipe: Recipe, walked: Walk, job: Job) -> Iterator[tuple[str, Phase, _Alive, float]]:
@@ -198,17 +202,28 @@ def _alive(model: ModelSpec, recipe: Recipe, walked: Walk, job: Job) -> Iterator
     kept = walked.handed_to(walked.layers) + walked.pinned if checkpointing else walked.kept + stream
     kept += walked.embedding_kept
     casts = walked.cached_casts if checkpointing else 0
-    before_last = kept - (stream + last.pinned if checkpointing else last.kept)
+    own = stream if walked.layers > 1 else walked.embedded_bytes
+    before_last = kept - (own + last.pinned if checkpointing else last.kept)
     other_casts = casts - (last.cached_casts if checkpointing else 0)
     yield "forward pass of the last block", "loss", _Alive(before_last + last.passing_peak, 0, other_casts), 1.0
     yield FORWARD_END, "loss", _Alive(kept, head.forward_peak, casts), 1.0
     yield "start of the backward pass", "loss", _Alive(kept, head.backward_peak), 1.0
     yield from _blocks_alive(model, recipe, walked, job)
-    embedding = _embedding_bytes(model, job)
-    # A tied embedding's gradient is added to the head's, and both to that of earlier micro-batches.
-    again = embedding * (int(model.tied) + int(job.accumulates) + int(_sums_apart(model, recipe)))
-    yield "gradient of the embedding", "backward", _Alive(stream, 0, 0, again), 1.0
+    yield from _embedding_alive(model, recipe, stream, job)
     yield "optimizer step", "step", _Alive(), 1.0
+
+
+def _embedding_alive(
+    model: ModelSpec, recipe: Recipe, stream: int, job: Job
+) -> Iterator[tuple[str, Phase, _Alive, float]]:
+    """A tied embedding's gradient is added to the head's, and both to that of earlier micro-batches. DeepSpeed keeps
+    those apart, and reduces the last full bucket when the embedding's gradient is summed, which no longer fits."""
+    shards = recipe.parallelism.kind in REDUCED_BY_BUCKET
+    sums = int(model.tied) + (0 if shards else int(job.accumulates) + int(_sums_apart(model, recipe)))
+    again = _embedding_bytes(model, job) * sums
+    yield "gradient of the embedding", "backward", _Alive(stream, 0, 0, again, reduces=not shards), 1.0
+    if shards:
+        yield "reduction of the last bucket", "backward", _Alive(stream), 1.0
 
 
 def _sums_apart(model: ModelSpec, recipe: Recipe) -> bool:
@@ -230,7 +245,8 @@ def _blocks_alive(
     alone = recipe.parallelism.kind in ("none", "ddp")
     # Beside the gradient of a tied head, which waits for the embedding's.
     waiting = head if model.tied and job.accumulates and alone else 0
-    for layer in dict.fromkeys((walked.layers - 1, *walked.firsts)):
+    reduced = _reduced_in(walked, recipe, job, head) if recipe.parallelism.kind in REDUCED_BY_BUCKET else []
+    for layer in dict.fromkeys((walked.layers - 1, *walked.firsts, *reduced[:1], *reduced[-1:])):
         block = (walked.blocks[walked.kinds[layer]] if layer else walked.first).footprint
         made = block.accumulating_peak if job.accumulates else block.growing_peak
         working = max(made if alone else block.backward_peak, block.recompute_peak)
@@ -239,7 +255,18 @@ def _blocks_alive(
         start = layer + 1 if alone else layer
         later = walked.parameters_from[start] / walked.parameters_from[0] if everything else 1 - start / walked.layers
         share = (head + inside * later) / trained
-        yield _block_moment(layer, walked.layers), "backward", _Alive(before + working, 0, 0, waiting), share
+        alive = _Alive(before + working, 0, 0, waiting, reduces=layer in reduced)
+        yield _block_moment(layer, walked.layers), "backward", alive, share
+
+
+def _reduced_in(walked: Walk, recipe: Recipe, job: Job, head_bytes: int) -> list[int]:
+    """The blocks in whose backward pass a bucket of gradients fills, last first. Of adapters none does: what they have
+    is reduced when the passes are over."""
+    if job.adapter:
+        return []
+    size, head = recipe.buckets.reduce_elements, 0 if job.tied else head_bytes // job.trainable_bytes_each
+    made = [(head + elements) // size for elements in walked.parameters_from]
+    return [layer for layer in reversed(range(walked.layers)) if made[layer] > made[layer + 1]]
 
 
 def _block_moment(layer: int, layers: int) -> str:
@@ -265,6 +292,8 @@ def _moment(name: str, phase: Phase, resident: Resident, cublas: int, alive: _Al
             "activations": alive.activations,
             "logits": alive.logits,
             "workspace": cublas + resident.workspace + alive.workspace,
-            "communication": resident.communication + (resident.forward_only if name == FORWARD_END else 0),
+            "communication": resident.communication
+            - (0 if alive.reduces else resident.reducing)
+            + (resident.forward_only if name == FORWARD_END else 0),
         },
     )

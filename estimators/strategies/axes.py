@@ -213,6 +213,8 @@ class Resident:
     optimizer: int = 0
     workspace: int = 0
     communication: int = 0
+    reducing: int = 0
+    """Of `communication`, what lives only while a full bucket is reduced."""
     forward_only: int = 0
     """Gathered weights that are freed when the forward pass returns."""
     preparation: int | None = None

@@ -16,7 +16,8 @@ from estimators.memory import estimate_memory
 from estimators.models import load_model
 from estimators.price import Price
 from estimators.pricing import price
-from estimators.recipe import Adapter, Recipe
+from estimators.recipe import ALL_LINEAR, Adapter, Recipe
+from estimators.walk import walk
 from tests.estimators.recipes import KINDS, legal_recipes, recipes
 
 H200 = find_device("h200")
@@ -142,3 +143,14 @@ def test_a_hostile_document_is_refused_in_one_line(junk: object, key: str) -> No
         except PlanError as error:
             assert "\n" not in str(error)
             assert len(str(error)) < 400
+
+
+def test_the_first_block_is_handed_a_narrower_stream_where_a_branch_widens_it() -> None:
+    """As the dry run has it: LayerNorm under autocast is float32, and so is the stream behind the first block."""
+    adapter = Adapter(method="lora", rank=64, alpha=256, dropout=0.1, targets=ALL_LINEAR)
+    recipe = Recipe(model="starcoder2-3b", adapter=adapter, trainer="trl", quantization="nf4", weights="float16",
+                    compute="float16", micro_batch=2, sequence_length=640)  # fmt: skip
+    walked = walk(load_model("starcoder2-3b"), recipe)
+    first, second = walked.handed_to(1), walked.handed_to(2) - walked.handed_to(1)
+    assert walked.handed_to(0) == 0
+    assert (first, second) == (2 * 640 * 3072 * 2, pytest.approx(2 * 640 * 3072 * 4, rel=0.1))

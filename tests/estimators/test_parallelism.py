@@ -231,3 +231,18 @@ def test_the_steps_pieces_are_the_ranks_gradients_in_16_and_32_bits() -> None:
     assert step_pieces("zero2", job(devices=4)) == (2 * 6_738_415_616 // 4, 6_738_415_616)
     assert step_pieces("zero2", job(devices=4, offload=("optimizer",))) == ()
     assert step_pieces("ddp", job(devices=4)) == ()
+
+
+def test_the_last_bucket_is_reduced_when_the_embedding_no_longer_fits_into_it() -> None:
+    """As measured, LOG.md: TRL's emitted ZeRO-2 job on two H200s, two micro-batches accumulated. The formula used to
+    hold the flattened bucket beside both gradients of the tied embedding, 6.6 % too much."""
+    recipe = Recipe(
+        model="llama-3.2-1b", adapter=Adapter(method="full"), trainer="trl", sequence_length=1024, micro_batch=2,
+        gradient_accumulation=2, parallelism=Parallelism(kind="zero2", devices=2),
+    )  # fmt: skip
+    memory = estimate_memory(load_model("llama-3.2-1b"), recipe, find_device("h200-sxm"))
+    assert memory.allocated_bytes == pytest.approx(15_956_904_448, rel=0.0005)
+    assert memory.peak.name == "reduction of the last bucket"
+    small = dataclasses.replace(recipe, buckets=dataclasses.replace(recipe.buckets, reduce_elements=50_000_000))
+    less = estimate_memory(load_model("llama-3.2-1b"), small, find_device("h200-sxm"))
+    assert less.peak.name == "optimizer step" and less.allocated_bytes < memory.allocated_bytes

@@ -75,6 +75,17 @@ def test_a_checkpointed_stretch_runs_again_beside_the_gradients_that_wait() -> N
     assert made.recompute_peak == 2 * MIB + 2 * MIB  # input and branch; two gradients, one of them the stream's
 
 
+def test_a_checkpoint_holds_what_it_was_handed_to_the_end_of_the_stretch() -> None:
+    """Also where the stretch itself is done with it, and has saved nothing of it."""
+    tape, stream = Tape(), value()
+    branch = tape.elementwise(stream)
+    bent = tape.elementwise(branch, saved=(branch,))
+    tape.elementwise(bent, saved=(bent,))
+    made = footprint(tape, stream, checkpointed=True)
+    assert made.passing_peak == 3 * MIB  # input and two that pass
+    assert made.recompute_peak == 4 * MIB + MIB  # input, branch, bent and the output; the gradient that waits
+
+
 def test_what_a_variable_holds_outlives_its_last_use() -> None:
     peaks = []
     for held in (False, True):

@@ -53,6 +53,7 @@ class Zero:
             optimizer=0 if "optimizer" in job.offload else part * (MASTER_BYTES + states_each(job)),
             workspace=_workspace(job, phase, part),
             communication=self._communication(job, phase),
+            reducing=_flattened(job) * job.compute_bytes if phase == "backward" else 0,
         )
 
     def _gradients(self, job: Job, phase: Phase, part: int) -> tuple[int, int]:
@@ -68,8 +69,7 @@ class Zero:
         buckets = REDUCE_BUCKETS * job.buckets.reduce_elements
         if phase == "backward":
             waiting = job.head_parameters if job.tied and not job.adapter else 0
-            flattened = min(job.buckets.reduce_elements, job.trainable_parameters) if job.devices > 1 else 0
-            return (buckets + flattened + waiting) * job.compute_bytes
+            return (buckets + _flattened(job) + waiting) * job.compute_bytes
         stay = phase == "loss" and job.accumulates and not self.partitions_gradients
         # Offloaded, the epilogue takes the last tensors' norms, the embedding's too, before it frees the buckets.
         stay |= phase == "step" and "optimizer" in job.offload
@@ -105,6 +105,11 @@ class Zero:
             micro_copied=_bucket_copies(job),
             overlaps=False,
         )
+
+
+def _flattened(job: Job) -> int:
+    """Elements of the third buffer, which a bucket that is full is flattened into."""
+    return min(job.buckets.reduce_elements, job.trainable_parameters) if job.devices > 1 else 0
 
 
 def _bucket_copies(job: Job) -> float:
