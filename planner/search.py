@@ -71,7 +71,7 @@ def choices(goal: Goal, model: ModelSpec, cluster: Cluster, rules: Rules) -> Ite
         raise BadInput(f"micro-batch {goal.micro_batch} does not divide the global batch of {batch}")
     if goal.offload == "required" and cluster.host.memory_bytes is None:
         raise BadInput("--offload required needs --host-memory, for nothing is known of the host")
-    plans = _plans(goal, model, cluster)
+    plans = plans_anew(goal, model, cluster)
     placements = [place for place in _placements(goal, cluster) if _micro_batches(goal, rules, place.devices)]
     for position, rung in enumerate(rules.rungs(goal.methods)):
         for place in placements:
@@ -218,8 +218,10 @@ def _attention(model: ModelSpec) -> str:
     return "eager" if any(block.attention.softcap for block, _ in model.block_counts) else "sdpa"
 
 
-def _plans(goal: Goal, model: ModelSpec, cluster: Cluster) -> bool:
-    free = goal.attention is None and _attention(model) == "sdpa"
+def plans_anew(goal: Goal, model: ModelSpec, cluster: Cluster) -> bool:
+    """Whether a card's first choice of attention plans for every width, and the goal leaves another one open. In
+    float32 it is never cuDNN's."""
+    free = goal.attention is None and _attention(model) == "sdpa" and goal.precision != "fp32"
     return free and _varies(goal) and any(prefers_cudnn(gpu.device) for gpu in cluster.gpus)
 
 

@@ -12,7 +12,7 @@ from planner.change import Change
 from planner.goal import Goal
 from planner.plan import Candidate
 from planner.rules import Rules
-from planner.search import default_length, idle_reason
+from planner.search import default_length, idle_reason, plans_anew
 
 OPTIONS = {
     "methods": "--method",
@@ -139,16 +139,16 @@ def assumptions_of(
 def _assumed(
     goal: Goal, model: ModelSpec, cluster: Cluster | None, rules: Rules, chosen: Candidate | None
 ) -> Iterator[str]:
-    defaults = rules.defaults
+    defaults, full = rules.defaults, goal.methods == ("full",)
     taken = [
         text
         for said, text in (
             (goal.sequence_length, f"sequences of {default_length(model, rules)} tokens"),
             (goal.global_batch, f"global batch {defaults.global_batch}"),
-            (goal.rank, f"rank {defaults.rank}, alpha {defaults.rank * defaults.alpha_per_rank}"),
-            (goal.targets, "adapters on queries and values"),
+            (goal.rank or full, f"rank {defaults.rank}, alpha {defaults.rank * defaults.alpha_per_rank}"),
+            (goal.targets or full, "adapters on queries and values"),
         )
-        if said is None
+        if not said
     ]
     if taken:
         yield "taken because not said: " + ", ".join(taken)
@@ -158,8 +158,7 @@ def _assumed(
         yield f"not all GPUs can be used: {idle}"
     if not goal.padded:
         yield "every sequence is full: shorter ones need less, none needs more"
-    if goal.varying and not goal.packing:
-        yield "rows of --data differ in length: several of one batch hold padding (--packing: they are of one width)"
+    yield from _of_data(goal, model, cluster, chosen)
     if cluster is None or cluster.hypothetical:
         yield "the GPUs are idle; the driver keeps its share of them"
     elif goal.assume_idle:
@@ -182,6 +181,17 @@ def _assumed(
         yield "the stock Trainer and its loss; TRL's needs less for large vocabularies (--trainer trl)"
 
 
+def _of_data(goal: Goal, model: ModelSpec, cluster: Cluster | None, chosen: Candidate | None) -> Iterator[str]:
+    if not goal.varying or goal.packing:
+        return
+    yield "rows of --data differ in length: several of one batch hold padding (--packing: they are of one width)"
+    if chosen and cluster and chosen.recipe.attention == "sdpa" and plans_anew(goal, model, cluster):
+        yield (
+            "cuDNN's attention plans anew for every width, 0.15 s and more, which is in no figure here: a --seq-len no "
+            "longer than your rows need avoids it, or --attention sdpa_no_cudnn"
+        )
+
+
 def _beyond(budget_bytes: int, cluster: Cluster) -> str | None:
     """That a budget is no limit, where no card has so much."""
     largest = max(gpu.total_bytes for gpu in cluster.gpus)
@@ -192,9 +202,12 @@ def _beyond(budget_bytes: int, cluster: Cluster) -> str | None:
 
 def next_command_of(goal: Goal, cluster: Cluster, chosen: Candidate | None, change: Change | None) -> str:
     """A command to copy: keep this plan with its recipe as a document; where nothing fits, plan what would; where
-    nothing is known that would, ask without restrictions."""
+    nothing is known that would, ask without restrictions. Empty where rows of data decided too: that plan is written
+    with its job."""
     machine = ["plan", "--model", goal.model, *_machine_options(cluster)]
     if chosen is not None:
+        if goal.varying and not goal.packing:
+            return ""
         return shlex.join([*machine, *_goal_options(goal), "--json"]) + " > plan.json"
     if change is not None and change.goal is not None:
         return shlex.join([*machine, *_goal_options(change.goal)])

@@ -3,7 +3,7 @@
 import json
 import sqlite3
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import quote
@@ -27,6 +27,8 @@ class Swept:
     trials: tuple[Trial, ...]
     recommended: int | None
     why: str
+    by_loss: bool = False
+    """Recommended here, by the loss: a study does not say what else the sweep was after."""
 
     @property
     def front(self) -> tuple[int, ...]:
@@ -60,7 +62,7 @@ def read_sweep(path: Path) -> Swept:
     if path.is_dir():
         trials = _of_study(path / STUDY)
         best = recommend(trials, "loss", OBJECTIVES, noise_of(trials))
-        return _swept(path, trials, best)
+        return replace(_swept(path, trials, best), by_loss=True)
     return _of_document(_document(path), path)
 
 

@@ -167,8 +167,7 @@ def _settings(subject: Subject, values: Mapping[str, Any]) -> "Settings":
     budgets = [budget_bytes(gpu, limit, values["assume_idle"]) for gpu in cluster.gpus] if cluster is not None else []
     notes = [RSLORA.format(ratio=values["alpha_ratio"])] if values["methods"] != ("full",) else []
     if cluster is not None and values["data"] is not None and not subject.goal.packing:
-        length = subject.goal.sequence_length or subject.rules.defaults.sequence_length
-        notes += _of_varying_rows(subject.goal, cluster, length)
+        notes += _of_varying_rows(subject, cluster)
     if cluster is None:
         notes.append("on the CPU, in float32: loss and time are measured, and memory is not")
     return Settings(
@@ -182,14 +181,15 @@ def _settings(subject: Subject, values: Mapping[str, Any]) -> "Settings":
     )
 
 
-def _of_varying_rows(goal: "Goal", cluster: "Cluster", length: int) -> Iterator[str]:
+def _of_varying_rows(subject: Subject, cluster: "Cluster") -> Iterator[str]:
     """What the search does for them, and the user did not say."""
-    from estimators.strategies.attention.sdpa_no_cudnn import prefers_cudnn
-    from planner.search import MOST_SCORES
+    from planner.search import MOST_SCORES, default_length, plans_anew
 
+    goal = subject.goal
+    length = goal.sequence_length or default_length(subject.model, subject.rules)
     if goal.expandable_segments is None:
         yield VARYING
-    if goal.attention is None and length**2 <= MOST_SCORES and any(prefers_cudnn(gpu.device) for gpu in cluster.gpus):
+    if plans_anew(goal, subject.model, cluster) and length**2 <= MOST_SCORES:
         yield PLANNING
 
 

@@ -114,7 +114,7 @@ SECTIONS: dict[str, tuple[click.Option, ...]] = {
         click.Option(
             ["--expandable-segments/--no-expandable-segments"],
             default=None,
-            help="Of torch's allocator: for rows of many lengths. By default only plan sweep uses them, on such data.",
+            help="Of torch's allocator: for rows of many lengths. By default used with --data, but for packed rows.",
         ),
         click.Option(["--attention"], type=_one_of(_laws("ATTENTIONS")), help="sdpa, sdpa_no_cudnn or eager …"),
         click.Option(["--loss"], type=_one_of(_laws("LOSSES")), help="plain or liger; by default plain."),
@@ -181,6 +181,8 @@ def goal_of(values: Mapping[str, Any]) -> Goal:
     given = {name: values[name] for name in Goal.__slots__ if name in values}
     methods = tuple(dict.fromkeys(name for names in values["methods"] for name in names))
     goal = Goal(**{**given, "methods": methods or None, "varying": values.get("data") is not None})
+    if goal.padded and goal.packing:
+        raise BadInput("give --padded or --packing, not both: packed rows hold no padding")
     if goal.tokens and goal.samples:
         raise BadInput("give --tokens or --samples, not both")
     if goal.micro_batch and goal.global_batch and goal.global_batch % goal.micro_batch:

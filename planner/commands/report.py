@@ -75,9 +75,8 @@ def _question(values: Mapping[str, Any], configs: Mapping[str, "Config"], rules:
     works = []
     for name, config in configs.items():
         lengths = read_lengths(Path(values["data"]), _tokenizer(name, values)) if values["data"] else None
-        works.append(
-            Work(model=build(config), goal=Goal(**{**given, "model": name, "methods": methods}), lengths=lengths)
-        )
+        goal = Goal(**{**given, "model": name, "methods": methods, "varying": lengths is not None})
+        works.append(Work(model=build(config), goal=goal, lengths=lengths))
     sheets = tuple(read_sheet(name, today, values["prices_date"]) for name in values["prices"])
     host = Host(memory_bytes=values["host_memory"], disk_bytes=values["host_disk"], nvme=bool(values["host_disk"]))
     question = Question(

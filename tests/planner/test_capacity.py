@@ -9,6 +9,7 @@ import pytest
 
 from estimators.errors import BadInput
 from estimators.price import Interval
+from planner.__main__ import main
 from planner.capacity.ask import lengths_asked, machines_of, read_lengths, read_machines
 from planner.capacity.cost import Ownership, bill, cheapest
 from planner.capacity.decision import cost_of, in_time
@@ -237,6 +238,21 @@ def test_padding_is_paid_for(tmp_path: Path) -> None:
     paid = one.bill("on demand")
     assert one.tokens == some.padded(2048, batch) and paid is not None and paid.per_run is not None
     assert paid.per_million_tokens.value == pytest.approx(paid.per_run.value / some.kept(2048) * 1e6)
+
+
+def test_rows_of_data_are_priced_as_the_job_that_would_train_on_them(tmp_path: Path) -> None:
+    """With their padding: a report is not to promise what `plan --data --emit` then takes back."""
+    path, out = tmp_path / "data.jsonl", tmp_path / "plan.json"
+    path.write_text("".join(json.dumps({"prompt": "a" * 30, "completion": "b" * n}) + "\n" for n in (10, 900)))
+    words = ["report", "--model", "llama-3.2-1b", "--gpus", "h200", "--seq-len", "512", "--fast"]
+    assert main([*words, "--data", str(path), "--output", str(out)]) == 0
+    varying = json.loads(out.read_text())["setups"]
+    assert main([*words, "--tokens", "1M", "--output", str(out)]) == 0
+    full = json.loads(out.read_text())["setups"]
+    for one in (*varying, *full):
+        recipe, several = one["recipe"], one["recipe"]["micro_batch"] > 1
+        assert recipe["padded"] == (several and one in varying) and recipe["expandable_segments"] == (one in varying)
+    assert any(one["recipe"]["padded"] for one in varying)
 
 
 def test_data_are_estimated_by_characters_where_no_tokenizer_is(tmp_path: Path) -> None:

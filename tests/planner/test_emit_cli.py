@@ -57,6 +57,9 @@ def test_a_job_over_data_is_priced_with_their_padding(plan: Run, tmp_path: Path)
     assert [packed["recipe"][name] for name in names] == [False, False, "sdpa", True]
     assert "TORCH_CUDNN_SDPA_DEPRIORITIZED=1 accelerate launch" in said.splitlines()[-1]
     assert "rows of --data differ in length" in " ".join(said.split())
+    _, long = written("--data", str(data), "--seq-len", "8192")
+    assert "plans anew for every width" in " ".join(long.split())
+    assert "plans anew" not in said and "SDPA" not in long
 
 
 def test_a_plan_is_written_and_says_how_to_start(plan: Run, tmp_path: Path) -> None:

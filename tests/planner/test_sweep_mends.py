@@ -226,11 +226,12 @@ def test_what_fixes_the_recipe_is_in_the_name_of_the_study(tmp_path: Path) -> No
         name_of(*ON_H200, "--attention", "eager"),
         name_of(*ON_H200, "--trainer", "trl"),
         name_of(*ON_H200, "--padded"),
+        name_of(*ON_H200, "--packing"),
         name_of(*ON_H200, "--no-checkpointing"),
         name_of(*ON_H200, "--expandable-segments"),
         name_of(*[word.replace("h200-sxm", "a100-sxm4-80gb") for word in ON_H200]),
     }
-    assert len(names) == 9
+    assert len(names) == 10
 
 
 @pytest.mark.parametrize(
@@ -255,6 +256,22 @@ def test_the_closing_command_has_the_data_and_the_gpus_of_a_trial(tmp_path: Path
     options = order_of(subject_of(values), {**values, **more}).settings.options
     assert options[:2] == ("--model", str(tmp_path)), "the weights that were trained, and not only their architecture"
     assert options[-5:] == ("--vram-budget", "20GiB", "--headroom", "0", "--offline")
+
+
+def test_what_the_search_does_for_rows_of_data_is_said_where_it_does_it(tmp_path: Path) -> None:
+    data = tmp_path / "train.jsonl"
+    write_examples(data, 4)
+
+    def said(*more: str) -> str:
+        values = typed(*ON_H200[:-2], "--data", str(data), "--weights", str(tmp_path), *more)
+        return " ".join(order_of(subject_of(values), values).settings.notes)
+
+    usual = said()
+    assert "expandable segments" in usual and "sdpa_no_cudnn" in usual
+    assert "sdpa_no_cudnn" in said("--seq-len", "2048")
+    for others in (["--seq-len", "8192"], ["--precision", "fp32"], ["--attention", "sdpa"], ["--packing"]):
+        assert "sdpa_no_cudnn" not in said(*others)
+    assert "sdpa_no_cudnn" not in said("--model", "gemma-2-2b"), "it has its own attention"
 
 
 def test_an_interrupted_trial_is_one_of_those_asked_for(tmp_path: Path) -> None:

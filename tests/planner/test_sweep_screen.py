@@ -135,6 +135,10 @@ def test_rows_of_many_lengths_do_without_the_kernel_that_plans_for_every_width()
     assert expected(screen(100, terms=read, attention="sdpa"), config).recipe.attention == "sdpa"
     assert expected(screen(100, terms=read, packing=True), config).recipe.attention == "sdpa"
     assert expected(screen(23, terms=read, card="rtx-4090"), config).recipe.attention == "sdpa"
+    single = {name: expected(screen(100, terms=read, precision="fp32", attention=name), config)
+              for name in (None, "sdpa", "sdpa_no_cudnn")}  # fmt: skip
+    assert single[None].recipe == single["sdpa"].recipe, "it takes no float32"
+    assert single["sdpa"].step_seconds == single["sdpa_no_cudnn"].step_seconds
 
 
 def test_long_rows_keep_the_faster_kernel() -> None:

@@ -69,3 +69,14 @@ def test_every_driver_is_told_how_long_to_wait(driver: str, option: str) -> None
     assert found[option] == CONNECT_SECONDS <= 15
     said = engine(address_of(f"{driver}://me@host/none?{option}=3", Path("/nowhere")), 5.0)["connect_args"]
     assert option not in said
+
+
+def test_a_server_whose_machine_goes_away_is_noticed_within_half_a_minute() -> None:
+    conninfo = pytest.importorskip("psycopg.conninfo", reason="psycopg is not installed")
+    url = "postgresql+psycopg://me@host/none"
+    found = engine(address_of(url, Path("/nowhere")), 5.0)["connect_args"]
+    assert found["keepalives_idle"] + found["keepalives_interval"] * found["keepalives_count"] <= 30
+    assert 0 < found["tcp_user_timeout"] <= 30_000
+    assert conninfo.conninfo_to_dict(conninfo.make_conninfo("", **found)), "libpq knows each of them"
+    said = engine(address_of(f"{url}?keepalives_idle=60", Path("/nowhere")), 5.0)["connect_args"]
+    assert "keepalives_idle" not in said and "tcp_user_timeout" in said

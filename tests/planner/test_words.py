@@ -2,6 +2,7 @@
 
 import json
 import shlex
+from pathlib import Path
 
 import pytest
 
@@ -27,6 +28,23 @@ def test_the_next_command_gives_the_same_plan(capsys: pytest.CaptureFixture[str]
     again = [word for word in words[1:] if word != "--json"]
     main([*again, "--quiet", "--fast"])
     assert capsys.readouterr().out == first
+
+
+@pytest.mark.parametrize("more", [[], ["--packing"]])
+def test_a_plan_that_rows_of_data_shaped_has_no_next_command_that_forgets_them(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, more: list[str]
+) -> None:
+    """Packed rows are of one width, whatever the data: then the command needs none."""
+    data = tmp_path / "mine.jsonl"
+    data.write_text('{"prompt": "a", "completion": "b"}\n')
+    options = ["--model", "llama-3.2-1b", "--method", "lora", "--gpus", "h200", "--learning-rate", "2e-4", "--fast"]
+    assert main([*options, *more, "--data", str(data), "--emit", str(tmp_path / "job")]) == 0
+    capsys.readouterr()
+    plan = json.loads((tmp_path / "job" / "plan.json").read_text())
+    assert bool(plan["next_command"]) is bool(more)
+    for command in filter(None, [plan["next_command"]]):
+        assert main([*shlex.split(command.split(" > ")[0])[1:], "--fast"]) == 0
+        assert json.loads(capsys.readouterr().out)["chosen"]["recipe"] == plan["chosen"]["recipe"]
 
 
 @pytest.mark.parametrize(

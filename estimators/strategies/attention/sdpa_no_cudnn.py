@@ -34,7 +34,7 @@ def prefers_cudnn(device: Device) -> bool:
 
 
 def speed_without_cudnn(recipe: Recipe, device: Device) -> float:
-    """The rate of the recipe's attention as a share of what a device's attention reaches."""
-    if recipe.attention != NAME or not prefers_cudnn(device):
+    """The rate of the recipe's attention as a share of what a device's attention reaches. cuDNN's takes no float32."""
+    if recipe.attention != NAME or recipe.compute == "float32" or not prefers_cudnn(device):
         return 1.0
     return MASKED if recipe.padded else CAUSAL

@@ -175,7 +175,8 @@ def sweep_words(report: Report, swept: Swept) -> str:
         else "; no price for it"
     )
     best = swept.chosen
-    use = f" It says to use {_named(best)} (trial {best.number}): {clean(swept.why)}." if best else ""
+    says = "By loss it would be" if swept.by_loss else "It says to use"
+    use = f" {says} {_named(best)} (trial {best.number}): {clean(swept.why)}." if best else ""
     return f"{text}{how}.{use}"
 
 
