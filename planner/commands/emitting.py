@@ -109,14 +109,20 @@ def with_trainer(values: Mapping[str, Any]) -> Mapping[str, Any]:
 def check_tools(
     goal: "Goal", config: "Config", model: "ModelSpec", cluster: "Cluster", rules: "Rules", want: Wanted
 ) -> None:
-    """By formula, before seconds go into dry runs: whether the tools can express what will probably be chosen.
+    """By formula, before seconds go into dry runs: whether the tools can express what will probably be chosen, and
+    read the data.
 
     Raises:
         BadInput: one of them cannot; what would is said.
     """
     from planner.choose import make_plan
     from planner.emit.advice import check_tools
+    from planner.emit.chat_template import check_template
+    from planner.emit.of_plan import weights_of
+    from planner.emit.tools import find_tool
 
+    tools = [find_tool(name) for name in want.tools or (goal.trainer,)]
+    check_template(weights_of(goal.model, config), want.data, tools)
     chosen = make_plan(goal, model, cluster, rules).chosen if want.tools else None
     if chosen is not None:
         check_tools(_order(goal, chosen, config, cluster, want), want.tools)
@@ -176,6 +182,7 @@ def emit_plan(plan: "Plan", config: "Config", want: Wanted) -> "tuple[Plan, Emit
 def emitted_page(emitted: "Emitted", width: int) -> list[Line]:
     """What was written, and the commands that start it."""
     rows = [("folder", clean(emitted.folder)), ("files", clean(", ".join(emitted.files)))]
+    rows += [("data", emitted.data)] if emitted.data else []
     rows += [("note", clean(note)) for note in emitted.notes]
     starts = [f"cd {shlex.quote(emitted.folder)} && {command}" for command in emitted.commands]
     return [*title("Files"), *labelled(rows, width), *title("Start"), *(((start, ""),) for start in starts)]
@@ -183,4 +190,4 @@ def emitted_page(emitted: "Emitted", width: int) -> list[Line]:
 
 def emitted_document(emitted: "Emitted") -> dict[str, Any]:
     return {"folder": emitted.folder, "files": list(emitted.files), "commands": list(emitted.commands),
-            "notes": list(emitted.notes)}  # fmt: skip
+            "notes": list(emitted.notes), "data": emitted.data or None}  # fmt: skip

@@ -35,7 +35,10 @@ NOT_ON_CPU = {
     "optimizer": "--optimizer", "precision": "--precision", "trainer": "--trainer",
     "gradient_checkpointing": "--checkpointing", "expandable_segments": "--expandable-segments",
     "vram_budget_bytes": "--vram-budget", "headroom_bytes": "--headroom", "gpus": "--gpus", "share": "--share",
+    "gpus_per_trial": "--gpus-per-trial", "assume_idle": "--assume-idle", **machine.OF_A_MACHINE,
 }  # fmt: skip
+ALONE = ("gpus_per_trial", "nodes")
+"""Of which a CPU is one."""
 VARYING = (
     "rows of data differ in length, and torch's usual allocator keeps memory for every width of a batch that it met: "
     "trials run with expandable segments, which do not, and the command to go on with says so too"
@@ -86,9 +89,10 @@ def _refuse_on_cpu(values: Mapping[str, Any]) -> None:
     """What a sweep on the CPU has no use for is refused, not ignored."""
     usual = (None, False, "transformers")
     for name, option in NOT_ON_CPU.items():
-        if values["cpu"] and (values[name] not in usual or (values[name] is False and name in FIXED)):
-            raise BadInput(f"{option} does not go with --cpu: there every trial is in float32, by adamw_torch, without "
-                           "checkpointing")  # fmt: skip
+        one = name in ALONE and values[name] == 1
+        if values["cpu"] and not one and (values[name] not in usual or (values[name] is False and name in FIXED)):
+            raise BadInput(f"{option} does not go with --cpu: there every trial is one process, in float32, by "
+                           "adamw_torch, without checkpointing")  # fmt: skip
 
 
 def _cluster(values: Mapping[str, Any]) -> "Cluster":
@@ -133,9 +137,13 @@ def _fixed(subject: Subject) -> str:
 
 
 def _space(subject: Subject, values: Mapping[str, Any]) -> "Space":
+    from estimators.recipe import ALL_LINEAR
+    from estimators.trainable import target_names
     from planner.sweep.space import Space
 
     subject.rules.rungs(values["methods"])  # an unknown one is refused by name
+    for targets in values["targets"] or ():  # and so is a layer
+        target_names(subject.model, ALL_LINEAR if targets == (ALL_LINEAR,) else targets)
     for loss in values["losses"] or ():
         options.choice(lambda: ("plain", "liger"))(loss, "--losses")
     return Space(
@@ -229,14 +237,18 @@ def _work(subject: Subject, values: Mapping[str, Any]) -> "Work":
 def _weights(values: Mapping[str, Any]) -> str:
     """
     Raises:
-        BadInput: losses are asked for, and there are no weights to train.
+        BadInput: losses are asked for, and there are no weights to train; or they are no folder.
     """
     given = values["weights"]
     if given is None and Path(values["model"]).is_dir() and any(Path(values["model"]).glob("*.safetensors")):
         given = values["model"]
     if given in (None, "random") and values["data"] is not None:
         raise BadInput("--data needs --weights FOLDER: a checkpoint with safetensors and its tokenizer")
-    return "random" if given in (None, "random") else str(Path(given).resolve())
+    if given in (None, "random"):
+        return "random"
+    if not Path(given).is_dir():
+        raise BadInput(f"--weights {given}: no such folder")
+    return str(Path(given).resolve())
 
 
 def _training(values: Mapping[str, Any], steps: int) -> "Training":

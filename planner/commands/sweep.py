@@ -163,8 +163,9 @@ command = click.Command(
     "listed; each trains on the same number of tokens. What cannot fit by estimate is never started. The result is "
     "the recipe to use, why, and the Pareto front of loss, memory and speed. The same command goes on after Ctrl-C, "
     "a kill or a power cut. --json writes JSON Lines: a document for every event, the last one for the whole "
-    "sweep.\n\nExit codes: 0 done, 2 a wrong option, a database out of reach or a budget too short for one trial, "
-    "3 nothing fits by estimate, 4 no usable GPU, 5 every trial out of memory, 130 interrupted.",
+    "sweep.\n\nExit codes: 0 done, 2 a wrong option, data or weights that no trial can use, a database out of "
+    "reach or a budget too short for one trial, 3 nothing fits by estimate, 4 no usable GPU, 5 every trial out of "
+    "memory, 130 interrupted.",
     callback=_run,
     params=[*WORK, *OF_THE_SPACE, *OF_A_TRIAL, *OF_THE_SWEEP, AS_JSON, QUIET, VERBOSE,
             click.Option(["--offline"], is_flag=True, help="Never ask the Hub.")],

@@ -12,7 +12,7 @@ from planner.commands import emitting, machine
 from planner.commands.parameters import Read, as_typed
 from planner.goal import Goal
 from planner.report.figures import clean
-from planner.report.page import Line, labelled, title
+from planner.report.page import BLANK, Line, labelled, title
 from planner.report.paint import page_width, show, write
 
 if TYPE_CHECKING:
@@ -127,8 +127,11 @@ class _Answer:
         price = self.price(recipe)
         correction = None if price.fits else self.correction()
         plan = self.plan(price, correction)
-        emitted = self.emit(folder, plan, correction) if folder is not None else None
+        runs = price.fits or correction is not None
+        emitted = self.emit(folder, plan, price, correction) if folder is not None and runs else None
         self.print(plan, correction, emitted)
+        if folder is not None and not runs and not self.values["as_json"]:
+            show([BLANK, (("nothing was written: no configuration that fits was found", ""),)])
         return 0 if price.fits else 3
 
     def price(self, recipe: "Recipe") -> "Price":
@@ -175,7 +178,7 @@ class _Answer:
         fast: bool = self.values["fast"]
         return plan_of_taken(self.goal, self.model, self.cluster, self.taken, price, correction, self.doubt, fast=fast)
 
-    def emit(self, folder: Path, plan: "Plan", correction: "Correction | None") -> "Emitted":
+    def emit(self, folder: Path, plan: "Plan", price: "Price", correction: "Correction | None") -> "Emitted":
         from planner.emit.about import of_file
         from planner.emit.deepspeed import FILE as DEEPSPEED_FILE
         from planner.emit.folder import digest_of, emit
@@ -186,7 +189,7 @@ class _Answer:
 
         text = dump(plan_document(plan, versions(plan.evidence))) + "\n"
         recipe = correction.recipe if correction else self.taken.recipe
-        order = self.order(recipe, digest_of(text), correction.price if correction else None)
+        order = self.order(recipe, digest_of(text), correction.price if correction else price)
         name = Path(self.taken.document.where).name
         document, before, notes = move(self.taken.document, self.taken.tool)
         altered, dropped = changed_settings(self.taken.tool, self.order(self.taken.recipe), order)
@@ -196,7 +199,7 @@ class _Answer:
         change = difference(before, after, name)
         own = {name: after, **({f"{name}.diff": change} if change else {})}
         changes = correction.changes if correction else ()
-        about = of_file(name, after, changes, fits=bool(plan.chosen and plan.chosen.price.fits), changed=bool(change))
+        about = of_file(name, after, changes, changed=bool(change))
         written = written_beside(self.taken.tool, order, name)
         return emit(folder, order, written, text, own, (*about, *notes), notes)
 

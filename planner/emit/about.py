@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from planner.emit import skypilot, slurm
 from planner.emit.checked import CHECKED
+from planner.emit.data import amount_of
 from planner.emit.order import Order, Tool
 from planner.emit.torchrun import PROGRAMS
 from planner.emit.yaml_read import parse
@@ -42,16 +43,15 @@ def of_order(order: Order) -> Sequence[str]:
     lines = [f"Learning rate {rate}, {whose}. It is the highest one, {WARM_UP}; memory and speed do not hang on it."]
     if order.data is None:
         return [*lines, "No data were named: put your file's path in place of the one whose name says so."]
-    return [*lines, f"Data: {order.data.path}."]
+    amount = amount_of(order)
+    return [*lines, f"Data: {order.data.path}{f' ({amount})' if amount else ''}."]
 
 
-def of_file(name: str, text: str, changes: Sequence[str], *, fits: bool, changed: bool) -> Sequence[str]:
+def of_file(name: str, text: str, changes: Sequence[str], *, changed: bool) -> Sequence[str]:
     """Of a user's own file as it was written, which keeps its schedule and its data."""
     table = parse(text, name).table
     told = [f"{key} {table[key]}" for key in TOLD if isinstance(table.get(key), str | int | float)]
-    if not fits and not changes:
-        lines = ["It does not fit, and nothing that was tried makes it fit: its settings are as they were."]
-    elif changes:
+    if changes:
         lines = [f"Changed so that it fits: {', '.join(changes)}."]
     else:
         lines = ["It fits: nothing needed changing" + (", but for what a new folder asks for." if changed else ".")]

@@ -8,6 +8,8 @@ from pathlib import Path
 
 from estimators.errors import BadInput
 from planner.emit.about import install, of_order, rate_note
+from planner.emit.chat_template import template_note
+from planner.emit.data import amount_of
 from planner.emit.order import Order, Tool
 from planner.emit.tools import Written, header, memory, one_line, verified
 
@@ -24,6 +26,8 @@ class Emitted:
     """Which start it, one a tool that can be started."""
     notes: tuple[str, ...] = ()
     """What the estimate is not worth there, and what else to know before it is started."""
+    data: str = ""
+    """How much there is to learn; empty where no data were given."""
 
 
 def check_folder(path: str) -> Path:
@@ -74,12 +78,18 @@ def emit(
         folder=str(folder),
         files=tuple(files),
         commands=tuple(tool.command(order) for tool in started if tool.command),
-        notes=(
-            *(memory(order, tool) for tool in started if not verified(order, tool)),
-            *(note for tool in written.tools for note in tool.notes(order)),
-            *rate_note(order),
-            *notes,
+        notes=tuple(
+            dict.fromkeys(
+                (
+                    *(memory(order, tool) for tool in started if not verified(order, tool)),
+                    *(note for tool in written.tools for note in tool.notes(order)),
+                    *template_note(order, written.tools),
+                    *rate_note(order),
+                    *notes,
+                )
+            )
         ),
+        data=amount_of(order),
     )
 
 
@@ -107,7 +117,7 @@ def _page(order: Order, written: Written, files: Mapping[str, str], about: Seque
     ]
     for tool in written.tools:
         page += [f"## {tool.name}", "", *_lines(order, tool), ""]
-    for line in about:
+    for line in (*about, *(f"Note: {note}." for note in template_note(order, written.tools))):
         page += [one_line(line), ""]
     page += [
         "| file | SHA-256 |",

@@ -9,6 +9,7 @@ from planner.emit.accelerate import files as accelerate_files
 from planner.emit.accelerate import launch, visible
 from planner.emit.arguments import OPTIMIZERS as TRANSFORMERS_OPTIMIZERS
 from planner.emit.arguments import length, output_of
+from planner.emit.chat_template import state_of
 from planner.emit.data import path_of
 from planner.emit.deepspeed import FILE as DEEPSPEED_FILE
 from planner.emit.deepspeed import if_zero
@@ -52,6 +53,10 @@ EMPTY = "empty"
 TEMPLATE_NOTE = (
     "LLaMA-Factory's template \"empty\" adds no end of text to a completion: end each with the tokenizer's own, or "
     "name a template of yours"
+)
+UNMARKED_NOTE = (
+    "Where the tokenizer has no chat template, as those of base models, LLaMA-Factory joins the turns with nothing "
+    "between them: name one of its own templates (template: llama3, say)"
 )
 TURNS_NOTE = "LLaMA-Factory leaves conversations out in which user and assistant do not take turns"
 
@@ -109,7 +114,9 @@ def _has_no_template(order: Order) -> bool:
 
 
 def notes(order: Order) -> tuple[str, ...]:
-    return (TEMPLATE_NOTE if _has_no_template(order) else TURNS_NOTE,)
+    if _has_no_template(order):
+        return (TEMPLATE_NOTE,)
+    return (TURNS_NOTE,) if state_of(order.weights) == "there" else (TURNS_NOTE, UNMARKED_NOTE)
 
 
 def _optimizer(recipe: Recipe) -> str:
@@ -174,4 +181,4 @@ def command(order: Order) -> str:
     return visible(order) + start + shlex.join(["llamafactory-cli", "train", FILE])
 
 
-TOOL = Tool(name=NAME, packages=("llamafactory",), files=files, command=command, notes=notes)
+TOOL = Tool(name=NAME, packages=("llamafactory",), files=files, command=command, notes=notes, own_template=True)

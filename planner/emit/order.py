@@ -21,6 +21,10 @@ class Data:
     """Of "prompt" and "completion", or of "messages"."""
     answered: bool = True
     """Whether each conversation has a turn of the assistant."""
+    examples: int | None = None
+    """How many there are; None: nobody counted them."""
+    most_tokens: int | None = None
+    """What all of them together can at most be, whatever the tokenizer is; None: nobody counted."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,6 +75,8 @@ class Tool:
     """What this tool does otherwise than was estimated, all the same."""
     notes: Callable[[Order], tuple[str, ...]] = lambda order: ()
     """What else whoever starts it should know."""
+    own_template: bool = False
+    """Whether it writes conversations without the chat template of the weights."""
 
 
 def steps_of(tokens: int | None, samples: int | None, recipe: Recipe) -> int | None:

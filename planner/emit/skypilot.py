@@ -78,7 +78,7 @@ def notes(order: Order) -> tuple[str, ...]:
     found = [f"{FILE} runs {owner.name} ({program[-1]})"]
     if paths := _mounts(order).get("file_mounts"):
         found.append(f"{' and '.join(paths.values())}: of this machine, from where it is uploaded to the same path")
-    return tuple(found)
+    return (*found, *owner.notes(order))
 
 
 TOOL = Tool(name=NAME, packages=("skypilot",), files=files, command=command, trainers=tuple(PROGRAMS), notes=notes)

@@ -54,7 +54,7 @@ def notes(order: Order) -> tuple[str, ...]:
     paths += [order.data.path] if order.data else []
     if paths:
         found.append(f"{' and '.join(paths)}: of this machine, and every node must find it under the same path")
-    return tuple(found)
+    return (*found, *owner.notes(order))
 
 
 TOOL = Tool(name=NAME, packages=("torch",), files=files, command=command, trainers=tuple(PROGRAMS), notes=notes)

@@ -6,7 +6,7 @@ from estimators.recipe import ALL_LINEAR
 from planner.emit.accelerate import files as accelerate_files
 from planner.emit.accelerate import launch
 from planner.emit.arguments import ATTENTIONS, DATA_TYPES, LOSSES, quantization, training_arguments
-from planner.emit.data import path_of
+from planner.emit.data import path_of, too_short_to_pack
 from planner.emit.order import Order, Settings, Tool
 from planner.emit.python_text import script
 from planner.emit.rows import row
@@ -68,4 +68,5 @@ TOOL = Tool(
     files=files,
     command=command,
     trainers=("transformers",),
+    notes=too_short_to_pack,
 )

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from estimators.recipe import ALL_LINEAR
 from planner.emit.accelerate import visible
 from planner.emit.arguments import OPTIMIZERS, training_arguments
-from planner.emit.data import path_of
+from planner.emit.data import path_of, too_short_to_pack
 from planner.emit.order import Order, Settings, Tool
 from planner.emit.python_text import script
 from planner.emit.rows import refuse, row
@@ -81,4 +81,4 @@ def command(order: Order) -> str:
     return visible(order) + shlex.join(["python", FILE])
 
 
-TOOL = Tool(name=NAME, packages=("unsloth",), files=files, command=command)
+TOOL = Tool(name=NAME, packages=("unsloth",), files=files, command=command, notes=too_short_to_pack)

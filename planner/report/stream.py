@@ -12,6 +12,9 @@ skipped      a configuration is not launched: `configuration`, `kind`, `reason`
 recommended  the recipe to use: `number`, `why`, `recipe`; missing where no trial ended well
 done         the last line: the whole sweep, and `exit_code`
 
+A sweep that cannot go on, such as one whose data no trial can use, ends without the last two: stderr has the line
+that says why, and the exit code is an error's.
+
 What is not known is null; a loss that is no number is the text "nan", "inf" or "-inf", as in a job's own files.
 """
 

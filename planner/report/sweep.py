@@ -162,6 +162,8 @@ def _command(what: str, words: Sequence[str]) -> list[Line]:
 
 
 def _time(sweep: Sweep) -> str:
+    if sweep.trials and sweep.resumed == len(sweep.trials) and not sweep.unfinished:
+        return f"nothing was left to run: an earlier command ended {number_of(sweep.resumed, 'trial')}"
     said = "" if sweep.expected_seconds is None else f" (expected: {format_seconds(sweep.expected_seconds)})"
     before = f", {sweep.resumed} of the trials by an earlier command" if sweep.resumed else ""
     return f"took {format_seconds(sweep.seconds)}{said}, {sweep.own_seconds:.1f} s of it between trials{before}"

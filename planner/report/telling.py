@@ -47,17 +47,22 @@ def in_words(event: Event) -> str:
     if isinstance(event, Moved):
         return _moved(event)
     if isinstance(event, Retried):
-        return f"{event.place}: trial {event.number} was lost and runs again: {event.reason}"
+        return f"{_at(event.place)}trial {event.number} was lost and runs again: {event.reason}"
     if isinstance(event, Finished):
         return _finished(event)
     return f"not launched: {event.screened.configuration.name}: {event.screened.reason}"
+
+
+def _at(place: str) -> str:
+    """Where a trial ran; nobody knows of one whose end an earlier command has not told."""
+    return f"{place}: " if place else ""
 
 
 def _planned(event: Planned) -> str:
     terms, parts = event.terms, [number_of(len(event.queue), "trial") + f" of {event.terms.steps} steps to run"]
     parts += [f"{len(event.finished)} ended before"] * bool(event.finished)
     parts += [f"{len(event.screened)} not launched"] * bool(event.screened)
-    parts += [] if event.expected_seconds is None else [f"about {duration(event.expected_seconds)}"]
+    parts += [] if not event.expected_seconds else [f"about {duration(event.expected_seconds)}"]
     parts += [] if event.budget_seconds is None else [f"{duration(event.budget_seconds)} allowed"]
     return f"sweep of {terms.model} on {', '.join(event.places)}: {', '.join(parts)}"
 
@@ -90,7 +95,7 @@ def _finished(event: Finished) -> str:
     how = end_of(trial)[0] + (f" ({trial.hopeless or trial.evidence})" if not trial.ok else "")
     left = f", about {duration(event.seconds_left)} of them" if event.seconds_left else ""
     best = f"; best so far {best_of(event.best)}" if event.best is not None else ""
-    return f"{trial.place}: trial {trial.number} {how}: {', '.join(parts)}{best}; {event.waiting} waiting{left}"
+    return f"{_at(trial.place)}trial {trial.number} {how}: {', '.join(parts)}{best}; {event.waiting} waiting{left}"
 
 
 def recipe_command(trial: Trial, *more: str) -> list[str]:

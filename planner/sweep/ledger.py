@@ -10,11 +10,11 @@ from typing import Any
 
 from estimators.errors import BadInput
 from estimators.learning import Training
-from estimators.outcome import Result, to_document
+from estimators.outcome import Outcome, Result, to_document
 from estimators.recipe import Recipe
 from estimators.strict import decoded, encoded
 from planner.sweep.hope import Hope
-from planner.sweep.outcome import values_of
+from planner.sweep.outcome import complete, concerns_all, trial_of, values_of
 from planner.sweep.result import Expected, Trial
 from planner.sweep.space import Terms
 from planner.sweep.storage import StudyError
@@ -84,12 +84,16 @@ class Ledger:
         self._objectives, self._budget_bytes = tuple(objectives), budget_bytes
         self.finished: list[Trial] = []
         self.interrupted: list[Live] = []
+        self.unwanted: list[Live] = []
+        """Interrupted too, and not in the space any more: begun in the study, until a command asks for them again."""
         for row in study.rows():
             self._read(row)
 
     def _read(self, row: Row) -> None:
         if row.running:
-            self.interrupted.append(_live(row))
+            live = _live(row)
+            wanted = live.repeat or self.study.space.holds(live.expected.configuration)
+            (self.interrupted if wanted else self.unwanted).append(live)
         elif "trial" in row.attributes:
             self.finished.append(decoded(Trial, row.attributes["trial"], f"trial {row.number} of {self.study.name}"))
 
@@ -125,8 +129,27 @@ class Ledger:
     def place_of(self, live: Live) -> Path:
         return self.folder / TRIALS / f"{live.number:04d}-{live.attempt}"
 
-    def keep(self, live: Live, result: Result) -> None:
-        """Sees to it that the result is in the job's folder before anything else starts: nothing is lost from here."""
+    def left_by(self, live: Live) -> Result | None:
+        """What an interrupted trial came to, once nothing of it runs any more; None: it has to run again."""
+        folder = self.place_of(live)
+        bury(folder, live.token)
+        result = result_of(folder, live.token)
+        if result is None or (result.end.outcome is Outcome.CANCELLED and not live.hopeless):
+            return None
+        return None if concerns_all(result.end) else result  # by now it may be mended
+
+    def ended(self, live: Live, result: Result) -> Trial:
+        """A trial that is over, and still to be told. Its result is in the job's folder before anything else starts:
+        nothing is lost from here."""
+        self._keep(live, result)
+        trial = trial_of(
+            live.number, live.expected, result, place=live.place, repeat=live.repeat, hopeless=live.hopeless,
+            folder=str(self.place_of(live).relative_to(self.folder)), job=live.token, first=live.first,
+        )  # fmt: skip
+        self.finished.append(complete(trial, self._objectives))
+        return self.finished[-1]
+
+    def _keep(self, live: Live, result: Result) -> None:
         path = self.place_of(live) / job.RESULT
         if not path.exists():
             with suppress(OSError):  # a full disk: it is told to the study in a moment, or run again

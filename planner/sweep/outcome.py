@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 
-from estimators.outcome import Outcome, Result
+from estimators.outcome import EVALUATION, End, Outcome, Result
 from planner.sweep.result import Expected, Trial
 
 MOST_LOSSES = 500
@@ -12,6 +12,21 @@ MOST_LOSSES = 500
 WORST = {"loss": 20.0, "vram_bytes": 0.0, "tokens_per_second": 0.0}
 """What stands in the study for a figure that a trial did not come to have; a constraint says that it is none. (A loss
 of 20 is a guess among 485 million words.)"""
+
+BAD_INPUT = ("BadInput: ", "UnknownName: ")
+"""How a job's evidence begins whose input was refused (see runners/ends.py)."""
+
+
+def bad_input(end: End) -> str:
+    """What is wrong with the input, as a job's own process said it; empty: the job ended otherwise."""
+    if end.outcome is not Outcome.FAILED:
+        return ""
+    return next((end.evidence.removeprefix(name) for name in BAD_INPUT if end.evidence.startswith(name)), "")
+
+
+def concerns_all(end: End) -> str:
+    """As `bad_input`, where every trial would end so; a metric that raises may do so of one model's answers alone."""
+    return "" if end.phase == EVALUATION else bad_input(end)
 
 
 def trial_of(

@@ -190,7 +190,7 @@ class SampledQueue:
         self._left -= trial.configuration.digest not in self._known
         self._known.add(trial.configuration.digest)
         values, constraints = values_of(trial, self._objectives, self._budget)
-        if values is not None:
+        if values is not None and self._space.holds(trial.configuration):  # of another one it would learn amiss
             self._sampler.learn(trial.configuration, values, constraints)
         if not _may_come_smaller(trial):
             self._done.add(trial.configuration.digest)

@@ -75,7 +75,8 @@ def run(
         foresee: by which the places prepare for the first trials while those are still priced.
 
     Raises:
-        BadInput: another supervisor runs it already, or its folder or its study is none of a sweep's.
+        BadInput: another supervisor runs it already, its folder or its study is none of a sweep's, or what it is to
+            train on, or with, is such that no trial can end well.
         StudyError: the study cannot be used.
         NoUsableGpu: there was no place to run a trial for too long.
     """

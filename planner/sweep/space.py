@@ -5,7 +5,7 @@ import itertools
 import json
 import math
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 from planner.usual import ADAPTER_LEARNING_RATE, FULL, usual_learning_rate
 
@@ -129,6 +129,14 @@ class Space:
         names = ("method", "rank", "learning_rate", "targets", "dropout", "micro_batch", "gradient_checkpointing",
                  "loss")  # fmt: skip
         yield from dict.fromkeys(self.at(**dict(zip(names, point, strict=True))) for point in points)
+
+    def holds(self, configuration: Configuration) -> bool:
+        """Whether it is one of those that a sweep of this space may try."""
+        rates = self.learning_rates
+        if not isinstance(rates, Span):
+            return configuration in self.grid()
+        others = replace(configuration, learning_rate=math.sqrt(rates.low * rates.high))
+        return rates.low <= configuration.learning_rate <= rates.high and others in self.grid()
 
     def at(self, **chosen: object) -> Configuration:
         """The configuration at a point: what is not chosen has its only value, alpha is derived, and a method without

@@ -51,7 +51,7 @@ class Study:
     """An open study, and the only one that writes it."""
 
     def __init__(self, address: Address, study: optuna.Study, space: Space, held: ExitStack) -> None:
-        self.address, self._study, self._space, self._held = address, study, space, held
+        self.address, self._study, self.space, self._held = address, study, space, held
 
     @classmethod
     def open(
@@ -104,7 +104,7 @@ class Study:
 
     def begin(self, configuration: Configuration, attributes: Mapping[str, Any]) -> int:
         """Records that a trial begins, and returns its number."""
-        chosen = _parameters(configuration, self._space)
+        chosen = _parameters(configuration, self.space)
         with told(self.address):
             self._study.add_trial(
                 optuna.trial.create_trial(

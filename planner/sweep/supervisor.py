@@ -5,13 +5,13 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from estimators.errors import NoUsableGpu
+from estimators.errors import BadInput, NoUsableGpu
 from estimators.outcome import End, Outcome, Result
 from planner.sweep import pareto
 from planner.sweep.agenda import Agenda
 from planner.sweep.allowance import Allowance, too_short
-from planner.sweep.ledger import Ledger, Live, bury, result_of
-from planner.sweep.outcome import complete, trial_of
+from planner.sweep.ledger import Ledger, Live
+from planner.sweep.outcome import bad_input, concerns_all
 from planner.sweep.queue import Queue
 from planner.sweep.result import Finished, Listener, Moved, Objective, Planned, Retried, Started, Sweep, Trial
 from planner.sweep.screen import Screen
@@ -79,7 +79,7 @@ class Supervisor:
     def run(self) -> Sweep:
         """
         Raises:
-            BadInput: the budget is too short for a single trial.
+            BadInput: the budget is too short for a single trial, or the input is such that none can end well.
             NoUsableGpu: there was no place for too long.
             PlanError: the study cannot be written any more; what is in it and in the folders is as it was.
         """
@@ -101,18 +101,20 @@ class Supervisor:
         return self._sum_up(interrupted)
 
     def _recover(self) -> None:
-        """What an earlier command left: jobs that had ended are told, others run again."""
+        """What an earlier command left: jobs that had ended are told, others run again, where they are still asked
+        for."""
         self._screen.recall(self._ledger.finished)
         for trial in tuple(self._ledger.finished):
             self._absorb(trial, None)
             self._lessons.append(trial)  # it may have been told, and have taught nobody yet
         for live in self._ledger.interrupted:
-            folder = self._ledger.place_of(live)
-            bury(folder, live.token)
-            result = result_of(folder, live.token)
-            if result is None or (result.end.outcome is Outcome.CANCELLED and not live.hopeless):
+            if (result := self._ledger.left_by(live)) is None:
                 self._agenda.put_back(live)
             else:
+                self._end(live, result)
+        for live in self._ledger.unwanted:
+            result = self._ledger.left_by(live)
+            if result is not None and (result.end.outcome not in LOST or live.hopeless):
                 self._end(live, result)
         self._tell()
         self._resumed = len(self._ledger.finished)
@@ -212,17 +214,13 @@ class Supervisor:
         if self._late and outcome is Outcome.CANCELLED and not live.hopeless:
             self._agenda.put_back(live)
             return
-        if outcome in LOST and not live.hopeless and live.lost < MOST_LOST:
+        if (why := concerns_all(result.end)) and not any(trial.ok for trial in self._ledger.finished):
+            self._tell()
+            raise BadInput(why)  # the trial stays begun: the same command runs it again
+        if outcome in LOST and not live.hopeless and live.lost < MOST_LOST and not bad_input(result.end):
             self._retry(live, result.end.evidence, lost=True)
             return
-        self._ledger.keep(live, result)
-        trial = trial_of(
-            live.number, live.expected, result, place=live.place, repeat=live.repeat, hopeless=live.hopeless,
-            folder=str(self._ledger.place_of(live).relative_to(self._ledger.folder)), job=live.token,
-            first=live.first,
-        )  # fmt: skip
-        trial = complete(trial, self._settings.objectives)
-        self._ledger.finished.append(trial)
+        trial = self._ledger.ended(live, result)
         self._absorb(trial, live.expected.step_seconds)
         self._untold.append(trial)
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import yaml  # type: ignore[import-untyped]
 
+from estimators.units import format_bytes
 from planner.__main__ import main
 from planner.emit.data import PLACEHOLDER
 
@@ -318,5 +319,26 @@ def test_where_nothing_helps_the_page_says_so(plan: Run, tmp_path: Path) -> None
     path = tmp_path / "mine.yaml"
     path.write_text(QLORA.format(length=512, batch=1).replace("Llama-3.2-1B", "Llama-3.1-405B"))
     folder = tmp_path / "same"
-    code, _, _ = plan("--from", str(path), "--gpus", "rtx-4090", "--fast", "--emit", str(folder))
-    assert code == 3 and "nothing that was tried makes it fit" in (folder / "README.md").read_text()
+    code, out, _ = plan("--from", str(path), "--gpus", "rtx-4090", "--fast", "--emit", str(folder))
+    assert code == 3 and "nothing that was tried makes it fit" in " ".join(out.split())
+    assert out.splitlines()[-1].startswith("nothing was written") and not folder.exists()
+    assert "Start" not in out and "axolotl train" not in out
+    code, out, _ = plan("--from", str(path), "--gpus", "rtx-4090", "--fast", "--emit", str(folder), "--json")
+    assert code == 3 and "emitted" not in json.loads(out) and not folder.exists()
+
+
+@pytest.mark.parametrize("fast", [False, True])
+def test_what_is_written_of_a_file_has_the_price_that_was_shown(plan: Run, tmp_path: Path, fast: bool) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(QLORA.format(length=512, batch=1))
+    folder = tmp_path / "same"
+    more = ("--fast",) if fast else ()
+    code, out, _ = plan("--from", str(path), "--gpus", "rtx-4090", "--emit", str(folder), *more)
+    assert code == 0
+    found = json.loads((folder / "plan.json").read_text())
+    evidence = found["chosen"]["price"]["evidence"]
+    assert evidence == ("formula" if fast else "dry run") and ("confirmed: dry run" in out) is not fast
+    most = format_bytes(found["chosen"]["price"]["interval_95"]["process_bytes"][1])
+    page = (folder / "README.md").read_text()
+    assert f"at most {most}, by {evidence}" in page and f"at most {most}" in " ".join(out.split())
+    assert page.count(", by ") == 1

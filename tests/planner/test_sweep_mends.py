@@ -236,7 +236,8 @@ def test_what_fixes_the_recipe_is_in_the_name_of_the_study(tmp_path: Path) -> No
 
 @pytest.mark.parametrize(
     "more", [["--optimizer", "adamw_8bit"], ["--precision", "bf16"], ["--trainer", "trl"], ["--no-checkpointing"],
-             ["--expandable-segments"], ["--vram-budget", "8GiB"], ["--gpus", "h200-sxm"]],
+             ["--expandable-segments"], ["--vram-budget", "8GiB"], ["--gpus", "h200-sxm"],
+             ["--gpus-per-trial", "2"], ["--nodes", "2"], ["--host-memory", "64GiB"], ["--link", "nvlink4"]],
 )  # fmt: skip
 def test_what_a_cpu_has_no_use_for_is_refused_by_name(more: list[str]) -> None:
     option = more[0].replace("--no-", "--")
