@@ -21,7 +21,7 @@ from estimators.walk import Walk, walk
 FLOAT32_SHARDS = ("zero1", "zero2", "zero3", "fsdp2")
 """Train in the compute type beside sharded float32 weights: DeepSpeed casts the model, FSDP2 gathers in that type."""
 FORWARD_END, SHARDING = "end of the forward pass", "sharding of the loaded model"
-REDUCED_BY_BUCKET = ("zero1", "zero2")
+REDUCED_BY_BUCKET = ("zero1", "zero2", "zero3")
 """Parallelisms whose ranks reduce gradients bucket by bucket while they are made."""
 TERMS = ("weights", "adapter", "gradients", "optimizer", "activations", "logits", "workspace", "communication")
 

@@ -246,3 +246,14 @@ def test_the_last_bucket_is_reduced_when_the_embedding_no_longer_fits_into_it() 
     small = dataclasses.replace(recipe, buckets=dataclasses.replace(recipe.buckets, reduce_elements=50_000_000))
     less = estimate_memory(load_model("llama-3.2-1b"), small, find_device("h200-sxm"))
     assert less.peak.name == "optimizer step" and less.allocated_bytes < memory.allocated_bytes
+
+
+def test_stage_3_interleaves_a_bucket_only_while_it_is_reduced() -> None:
+    """As measured, LOG.md: TRL's ZeRO-3 job on two H200s, whose logits are tiled, took 5 % less than with that copy
+    beside the embedding's gradients."""
+    recipe = Recipe(
+        model="llama-3.2-1b", adapter=Adapter(method="full"), trainer="trl", sequence_length=1024, micro_batch=2,
+        gradient_accumulation=2, parallelism=Parallelism(kind="zero3", devices=2),
+    )  # fmt: skip
+    memory = estimate_memory(load_model("llama-3.2-1b"), recipe, find_device("h200-sxm"))
+    assert memory.allocated_bytes == pytest.approx(14_879_517_184, rel=0.006)

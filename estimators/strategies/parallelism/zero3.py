@@ -55,6 +55,7 @@ class Zero3:
             optimizer=0 if stepped_by_host else part * (MASTER_BYTES + states_each(job)),
             workspace=_workspace(job, phase, part),
             communication=_communication(job, phase),
+            reducing=_interleaved(job) * job.compute_bytes if phase == "backward" else 0,
         )
 
     def host_bytes(self, job: Job) -> int:
@@ -125,13 +126,18 @@ def live_elements(job: Job, phase: Phase) -> int:
     return live if phase == "loss" else min(whole, live + prefetched)
 
 
+def _interleaved(job: Job) -> int:
+    """Elements of the copy that a full bucket is reduced from."""
+    return min(job.buckets.reduce_elements, job.trainable_parameters)
+
+
 def _communication(job: Job, phase: Phase) -> int:
     bucket = job.buckets.reduce_elements
     if phase == "step":
         return bucket * job.compute_bytes
     elsewhere = job.devices > 1 or "parameters" in job.offload
     gathered = live_elements(job, phase) + persistent_elements(job) if elsewhere else 0
-    interleaved = min(bucket, job.trainable_parameters) if phase == "backward" else 0
+    interleaved = _interleaved(job) if phase == "backward" else 0
     waiting = job.head_parameters if phase == "backward" and job.tied and not job.adapter else 0
     return (bucket + gathered + interleaved + waiting) * job.compute_bytes
 
