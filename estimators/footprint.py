@@ -50,7 +50,8 @@ def footprint(tape: Tape, stretch_input: Value, *, checkpointed: bool = False) -
     recompute_peak, forward_peak = passes.forward(stays, end)
     if checkpointed:  # a checkpoint holds what it was handed, whoever else is done with it
         variables.add(id(stretch_input))
-        recompute_peak, _ = passes.forward(stays | variables, end)
+        if not variables <= stays:
+            recompute_peak, _ = passes.forward(stays | variables, end)
     backward_peak, growing_peak, accumulating_peak, waiting = passes.backward(kept, unpacks)
     return Footprint(
         kept=kept,

@@ -16,8 +16,9 @@ _READ_AT_IMPORT = (
     "CUDA", "NVIDIA", "PYTORCH", "TORCH", "NCCL", "OMP", "MKL", "BNB", "BITSANDBYTES", "HF", "TRANSFORMERS", "PYTHON",
     "LD", "PATH", "TRITON",
 )  # fmt: skip
-_ALLOCATOR = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
-"""The same variable under its old name and its new one."""
+ALLOCATOR = "PYTORCH_CUDA_ALLOC_CONF"
+_ALLOCATOR = (ALLOCATOR, "PYTORCH_ALLOC_CONF")
+"""The same variable under its old name, which every torch reads, and the one that it has from 2.10 on."""
 CUDNN_LAST = "TORCH_CUDNN_SDPA_DEPRIORITIZED"
 
 
@@ -52,12 +53,13 @@ def environment_of(
         "TRANSFORMERS_VERBOSITY": "error",
         "WANDB_DISABLED": "true",
     }
-    return kept | torch_environment(work.recipe)
+    kept |= torch_environment(work.recipe)
+    return kept | (dict.fromkeys(_ALLOCATOR, kept[ALLOCATOR]) if ALLOCATOR in kept else {})
 
 
 def torch_environment(recipe: Recipe) -> dict[str, str]:
-    """What torch has of a recipe from its environment alone."""
-    allocator = dict.fromkeys(_ALLOCATOR, "expandable_segments:True") if recipe.expandable_segments else {}
+    """What torch has of a recipe from its environment alone, by names that every torch reads."""
+    allocator = {ALLOCATOR: "expandable_segments:True"} if recipe.expandable_segments else {}
     return allocator | ({CUDNN_LAST: "1"} if recipe.attention == NO_CUDNN else {})
 
 

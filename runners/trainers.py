@@ -14,14 +14,12 @@ from runners.data import Padding
 from runners.job import Job
 from runners.losses import DeviceName
 from runners.tools import tool
+from runners.zero import OPTIMIZERS, zero_optimization
 
 COLLECTIVE_SECONDS = 180
 """After which NCCL and gloo give up on a lost peer; their own default is 10 to 30 minutes."""
 NEVER = 10**6
 PAD_TOKEN = 0
-
-DEEPSPEED_OPTIMIZERS = {"adamw_torch": "AdamW", "adamw_torch_fused": "AdamW"}
-"""DeepSpeed makes FusedAdam of it on a GPU, and CPUAdam where it is offloaded."""
 
 
 def make_trainer(
@@ -129,8 +127,8 @@ def fsdp2_settings(recipe: Recipe, folder: Path) -> dict[str, Any]:
 
 def deepspeed_settings(recipe: Recipe, folder: Path) -> dict[str, Any]:
     """The document that DeepSpeed reads; "auto" is filled in by transformers from its own arguments."""
-    if recipe.optimizer not in DEEPSPEED_OPTIMIZERS:
-        raise BadInput(f"DeepSpeed has no {recipe.optimizer!r} here (it has {', '.join(DEEPSPEED_OPTIMIZERS)})")
+    if recipe.optimizer not in OPTIMIZERS:
+        raise BadInput(f"DeepSpeed has no {recipe.optimizer!r} here (it has {', '.join(OPTIMIZERS)})")
     automatic = {"lr": "auto", "betas": "auto", "eps": "auto", "weight_decay": "auto"}
     document = {
         "zero_optimization": zero_settings(recipe, folder),
@@ -140,37 +138,14 @@ def deepspeed_settings(recipe: Recipe, folder: Path) -> dict[str, Any]:
         "gradient_accumulation_steps": "auto",
         "gradient_clipping": "auto",
         "zero_allow_untested_optimizer": True,
-        "optimizer": {"type": DEEPSPEED_OPTIMIZERS[recipe.optimizer], "params": automatic},
+        "optimizer": {"type": OPTIMIZERS[recipe.optimizer], "params": automatic},
     }
     return {"deepspeed": document}
 
 
 def zero_settings(recipe: Recipe, folder: Path) -> dict[str, Any]:
-    """The section "zero_optimization", with the recipe's buckets."""
-    buckets, stage = recipe.buckets, int(recipe.parallelism.kind.removeprefix("zero"))
-    section: dict[str, Any] = {
-        "stage": stage,
-        "overlap_comm": True,
-        "contiguous_gradients": True,
-        "reduce_bucket_size": buckets.reduce_elements,
-        "allgather_bucket_size": buckets.allgather_elements,
-    }
-    if stage == 3:
-        section |= {
-            "stage3_prefetch_bucket_size": buckets.prefetch_elements,
-            "stage3_param_persistence_threshold": buckets.persistence_elements,
-            "stage3_max_live_parameters": buckets.live_elements,
-            "sub_group_size": buckets.sub_group_elements,
-        }
-    for part, key in (("optimizer", "offload_optimizer"), ("parameters", "offload_param")):
-        if part in recipe.parallelism.offload:
-            section[key] = _offload(recipe, folder)
-    return section
-
-
-def _offload(recipe: Recipe, folder: Path) -> dict[str, Any]:
-    place: dict[str, Any] = {"device": recipe.parallelism.offload_to, "pin_memory": True}
-    return place | ({"nvme_path": str(folder / "offload")} if recipe.parallelism.offload_to == "nvme" else {})
+    """The section "zero_optimization"; what is offloaded to NVMe lies in the job's folder."""
+    return zero_optimization(recipe, int(recipe.parallelism.kind.removeprefix("zero")), str(folder / "offload"))
 
 
 Settings = Callable[[Recipe, Path], dict[str, Any]]

@@ -3,13 +3,12 @@
 import shlex
 from collections.abc import Mapping, Sequence
 
-from estimators.strategies.attention.sdpa_no_cudnn import NAME as NO_CUDNN
 from planner.emit.deepspeed import FILE as DEEPSPEED_FILE
 from planner.emit.deepspeed import if_zero
 from planner.emit.order import Order, Settings, Tool
 from planner.emit.rows import row
 from planner.emit.yaml_text import dump
-from runners.environment import CUDNN_LAST
+from runners.environment import torch_environment
 
 NAME, FILE = "accelerate", "accelerate.yaml"
 PORT = 29500
@@ -17,8 +16,6 @@ BACKENDS = {
     "none": "NO", "ddp": "MULTI_GPU", "zero1": "DEEPSPEED", "zero2": "DEEPSPEED", "zero3": "DEEPSPEED", "fsdp2": "FSDP",
 }  # fmt: skip
 MIXED = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}
-ENVIRONMENT = "PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True"
-"""The name that every torch reads; from 2.10 on it is also called PYTORCH_ALLOC_CONF."""
 
 
 def settings(order: Order) -> Settings:
@@ -70,8 +67,7 @@ def launch(order: Order, words: Sequence[str]) -> str:
 
 def environment(order: Order) -> str:
     """What stands before a command: words of ours alone."""
-    words = [ENVIRONMENT] if order.recipe.expandable_segments else []
-    words += [f"{CUDNN_LAST}=1"] if order.recipe.attention == NO_CUDNN else []
+    words = [f"{name}={value}" for name, value in torch_environment(order.recipe).items()]
     words += [f"OMP_NUM_THREADS=$(( $(nproc) / {order.gpus_per_node} ))"] if steps_on_cpu(order) else []
     return "".join(f"{word} " for word in words)
 
