@@ -50,17 +50,16 @@ def environment(tool: str, folder: Path) -> Path:
 def write_all(tool: str, folder: Path) -> int:
     """Writes what the tool can express of every case, a folder each; returns how many."""
     number = 0
-    for recipe in emit_cases.recipes():
-        for kind in ("completion", "messages"):
-            try:
-                files = write_for(emit_cases.order(recipe, kind=kind), [tool]).files
-            except BadInput:
-                continue
-            number += 1
-            place = folder / f"{number:03}-{emit_cases.name_of(recipe)}-{kind}"
-            place.mkdir(parents=True)
-            for name, text in files.items():
-                (place / name).write_text(text, encoding="utf-8")
+    for order in emit_cases.orders():
+        try:
+            files = write_for(order, [tool]).files
+        except BadInput:
+            continue
+        number += 1
+        place = folder / f"{number:03}-{emit_cases.name_of(order.recipe)}"
+        place.mkdir(parents=True)
+        for name, text in files.items():
+            (place / name).write_text(text, encoding="utf-8")
     return number
 
 

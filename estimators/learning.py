@@ -12,6 +12,11 @@ SCHEDULES = ("linear", "cosine", "constant")
 _METRIC = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
 
 
+def transformers_schedule(name: str, *, warms_up: bool) -> str:
+    """Its name in transformers' SchedulerType, where a constant rate that warms up has one of its own."""
+    return "constant_with_warmup" if name == "constant" and warms_up else name
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Training:
     """What changes what is learned, and not what a step costs."""

@@ -9,6 +9,7 @@ import torch
 import transformers
 
 from estimators.errors import BadInput
+from estimators.learning import transformers_schedule
 from estimators.recipe import Recipe
 from runners.data import Padding
 from runners.job import Job
@@ -85,9 +86,8 @@ def transformers_settings(job: Job, folder: Path) -> dict[str, Any]:
 def learning_settings(job: Job) -> dict[str, Any]:
     """How the job learns. A file's rows come in the order in which they were drawn; random ones need no other."""
     training = job.training
-    warms_up = training.schedule == "constant" and training.warm_up_steps
     return {
-        "lr_scheduler_type": "constant_with_warmup" if warms_up else training.schedule,
+        "lr_scheduler_type": transformers_schedule(training.schedule, warms_up=training.warm_up_steps > 0),
         "warmup_steps": training.warm_up_steps,
         "max_grad_norm": training.clip_norm,
         "weight_decay": training.weight_decay,

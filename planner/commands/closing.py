@@ -5,14 +5,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from estimators.units import GIB, MIB
+from planner.commands.emitting import OF_THE_JOB
 
 if TYPE_CHECKING:
     from planner.commands.ordering import Subject
 
 STAND_IN = "rtx-4090"
 """After a sweep on the CPU: files are written for a GPU, and which one it will be is not known."""
-SEED, SCHEDULE = 42, "linear"
-"""What `plan --emit` writes."""
+USUAL = {"schedule": "linear", "warm_up_steps": None, "seed": 42}
+"""What `plan --emit` writes unasked."""
 AS_TYPED = {"precision": "--precision", "rules_path": "--rules", "data": "--data"}
 SIZES = {"vram_budget_bytes": "--vram-budget", "headroom_bytes": "--headroom"}
 FLAGS = {"assume_idle": "--assume-idle", "offline": "--offline"}
@@ -30,6 +31,9 @@ def options_of(subject: "Subject", values: Mapping[str, Any]) -> Iterator[str]:
     for name, option in AS_TYPED.items():
         if values[name] is not None:
             yield from (option, values[name])
+    for name, option in OF_THE_JOB.items():
+        if values[name] != USUAL[name]:
+            yield from (option, str(values[name]))
     for name, option in SIZES.items():
         if values[name] is not None:
             yield from (option, _size(values[name]))
@@ -54,12 +58,8 @@ def _size(size_bytes: int) -> str:
 
 def unwritten(values: Mapping[str, Any]) -> Iterator[str]:
     """What trials had and `plan --emit` has no option for, so that nobody takes the written files for the same."""
-    had = [f"a {values['schedule']} schedule"] if values["schedule"] != SCHEDULE else []
-    had += [f"{values['warm_up_steps']} steps of warm-up"] if values["warm_up_steps"] is not None else []
-    had += [f"a patience of {values['patience']}"] if values["patience"] is not None else []
-    had += [f"seed {values['seed']}"] if values["seed"] != SEED else []
-    if had:
+    if values["patience"] is not None:
         yield (
-            f"trials had {', '.join(had)}: files that plan --emit writes have a {SCHEDULE} schedule with a tenth of "
-            f"warm-up and seed {SEED}, so set there what is to stay"
+            f"trials had a patience of {values['patience']}: files that plan --emit writes evaluate nothing and train "
+            "to their last step"
         )

@@ -1,7 +1,7 @@
 """`plan … --emit DIR`: the options, what is checked before anything is planned, and what is printed of the files."""
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from estimators.model import ModelSpec
     from estimators.models import Config
     from planner.emit.folder import Emitted
-    from planner.emit.order import Data, Order
+    from planner.emit.order import Data, Order, Schedule
     from planner.goal import Goal
     from planner.plan import Candidate, Plan
     from planner.rules import Rules
@@ -33,6 +33,12 @@ def tool_names() -> list[str]:
     from planner.emit.tools import TOOLS
 
     return list(TOOLS)
+
+
+def schedule_names() -> Sequence[str]:
+    from estimators.learning import SCHEDULES
+
+    return SCHEDULES
 
 
 OPTIONS = (
@@ -48,6 +54,17 @@ OPTIONS = (
         "by default the estimated trainer's with accelerate.",
     ),
     click.Option(["--data"], type=Read(as_typed, "FILE"), help="JSONL examples that the written files train on."),
+    click.Option(
+        ["--schedule"],
+        type=Read(options.choice(schedule_names), "NAME", schedule_names),
+        help="Of the learning rate, in the written files: linear, cosine or constant; by default linear.",
+    ),
+    click.Option(
+        ["--warm-up-steps"],
+        type=Read(options.whole(0, 1_000_000), "N"),
+        help="Of the written files; by default a tenth of all.",
+    ),
+    click.Option(["--seed"], type=Read(options.whole(0, 1 << 40), "N"), help="Of the written files; by default 42."),
 )
 
 
@@ -59,6 +76,9 @@ class Wanted:
     tools: tuple[str, ...]
     """None named: the default ones."""
     data: "Data | None"
+    schedule: "Schedule"
+    seed: int | None
+    """None: the recipe's own."""
 
 
 def wanted(values: Mapping[str, Any]) -> Wanted | None:
@@ -74,13 +94,20 @@ def wanted(values: Mapping[str, Any]) -> Wanted | None:
         return None
     from planner.emit.data import data_of
     from planner.emit.folder import check_folder
+    from planner.emit.order import Schedule
     from planner.emit.tools import find_tool
 
     tools = values["emit_for"] or ()
     for name in tools:
         find_tool(name)
     data = data_of(values["data"]) if values["data"] is not None else None
-    return Wanted(folder=check_folder(values["emit_folder"]), tools=tools, data=data)
+    return Wanted(
+        folder=check_folder(values["emit_folder"]),
+        tools=tools,
+        data=data,
+        schedule=Schedule(name=values["schedule"] or Schedule().name, warm_up_steps=values["warm_up_steps"]),
+        seed=values["seed"],
+    )
 
 
 def folder_of(values: Mapping[str, Any]) -> Path | None:
@@ -90,7 +117,9 @@ def folder_of(values: Mapping[str, Any]) -> Path | None:
     return None if values["emit_folder"] is None else check_folder(values["emit_folder"])
 
 
-COMPANIONS = {"emit_for": "--for", "data": "--data"}
+OF_THE_JOB = {"schedule": "--schedule", "warm_up_steps": "--warm-up-steps", "seed": "--seed"}
+"""What only the written files hold: neither memory nor speed hangs on it."""
+COMPANIONS = {"emit_for": "--for", "data": "--data", **OF_THE_JOB}
 
 
 def with_trainer(values: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -128,14 +157,17 @@ def check_tools(
         check_tools(_order(goal, chosen, config, cluster, want), want.tools)
 
 
-def with_usual_rate(plan: "Plan") -> "Plan":
-    """The plan as it is written down: where nobody said a learning rate, it trains with the usual one."""
+def as_written(plan: "Plan", seed: int | None) -> "Plan":
+    """The plan with the seed that was asked for; where nobody said a learning rate, it trains with the usual one."""
     from planner.usual import usual_learning_rate
 
-    if plan.chosen is None or plan.goal.learning_rate is not None:
+    if plan.chosen is None:
         return plan
     recipe = plan.chosen.recipe
-    recipe = replace(recipe, learning_rate=usual_learning_rate(recipe.adapter.method))
+    if plan.goal.learning_rate is None:
+        recipe = replace(recipe, learning_rate=usual_learning_rate(recipe.adapter.method))
+    if seed is not None:
+        recipe = replace(recipe, seed=seed)
     return replace(plan, chosen=replace(plan.chosen, recipe=recipe))
 
 
@@ -144,7 +176,7 @@ def _order(
 ) -> "Order":
     from planner.emit.of_plan import order_of, weights_of
 
-    return order_of(
+    order = order_of(
         chosen.recipe,
         chosen.price,
         cluster,
@@ -155,6 +187,7 @@ def _order(
         samples=goal.samples,
         rate_was_said=goal.learning_rate is not None,
     )
+    return replace(order, schedule=want.schedule)
 
 
 def emit_plan(plan: "Plan", config: "Config", want: Wanted) -> "tuple[Plan, Emitted | None]":
@@ -169,7 +202,7 @@ def emit_plan(plan: "Plan", config: "Config", want: Wanted) -> "tuple[Plan, Emit
     from planner.report.json import dump, plan_document
     from planner.versions import versions
 
-    plan = with_usual_rate(plan)
+    plan = as_written(plan, want.seed)
     if plan.chosen is None:
         return plan, None
     text = dump(plan_document(plan, versions(plan.evidence))) + "\n"

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from planner import lists, options
+from planner.commands.emitting import schedule_names
 from planner.commands.ordering import LEAST_STEPS, Subject, order_of, path_of, subject_of
 from planner.commands.parameters import AS_JSON, QUIET, VERBOSE, Read, as_typed
 from planner.commands.plan import SECTIONS
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     from runners.executors import Executor
 
 OBJECTIVES = ("loss", "memory", "speed", "pareto")
-SCHEDULES = ("linear", "cosine", "constant")
 LONGEST_TRIAL_SECONDS, LONGEST_STEP_SECONDS = 7 * 86_400.0, 900.0
 """After which a trial hangs, where no budget says so earlier."""
 STORAGE = "PLAN_SWEEP_STORAGE"
@@ -62,7 +62,7 @@ OF_A_TRIAL = (
     click.Option(["--seed"], type=Read(options.whole(0, 1 << 40), "N"), default=42, show_default=True),
     click.Option(["--repeats"], type=Read(options.whole(0, 20), "N"), default=2, show_default=True,
                  help="Further seeds of the leader: they show how much of a difference is chance."),
-    click.Option(["--schedule"], type=Read(options.choice(lambda: SCHEDULES), "NAME"), default="linear",
+    click.Option(["--schedule"], type=Read(options.choice(schedule_names), "NAME", schedule_names), default="linear",
                  show_default=True, help="Of the learning rate: linear, cosine, constant."),
     click.Option(["--warm-up-steps"], type=Read(options.whole(0, 1_000_000), "N"), help="By default a tenth."),
     click.Option(["--evaluate-every"], type=Read(options.whole(1, 1_000_000), "N"), help="By default at the end."),

@@ -39,7 +39,7 @@ BESIDE = {"accelerate_config": "--accelerate-config", "deepspeed_config": "--dee
 OF_A_GOAL = (
     "methods", "rank", "alpha", "targets", "dropout", "sequence_length", "global_batch", "optimizer", "precision",
     "learning_rate", "padded", "packing", "micro_batch", "gradient_checkpointing", "expandable_segments", "attention",
-    "loss", "rules_path", "data",
+    "loss", "rules_path", "data", *emitting.OF_THE_JOB,
 )  # fmt: skip
 """What the file says itself."""
 LIMITS = ("vram_budget_bytes", "headroom_bytes", "assume_idle", "tokens", "samples")
@@ -55,7 +55,7 @@ def check(values: Mapping[str, Any]) -> None:
             raise BadInput(f"{alone} belongs to --from, which is missing")
         return
     for name in OF_A_GOAL:
-        if values[name] not in (None, False, ()):
+        if not (values[name] in (None, ()) or values[name] is False):  # 0 is something
             raise BadInput(f"--from says what is trained and how: {name.replace('_', ' ')} cannot be given beside it")
     if values["emit_for"] is not None:
         raise BadInput("--from writes back the file of the tool that it came from, so --for cannot be given beside it")

@@ -6,13 +6,17 @@ from collections.abc import Sequence
 from planner.emit import skypilot, slurm
 from planner.emit.checked import CHECKED
 from planner.emit.data import amount_of
-from planner.emit.order import Order, Tool
+from planner.emit.order import Order, Schedule, Tool
 from planner.emit.torchrun import PROGRAMS
 from planner.emit.yaml_read import parse
 
 TOLD = ("learning_rate", "lr_scheduler", "lr_scheduler_type", "warmup_ratio", "warmup_steps", "num_epochs",
         "num_train_epochs", "max_steps")  # fmt: skip
-WARM_UP = "rising over the first tenth of the steps and falling linearly from there"
+THEN = {
+    "linear": "falling linearly from there",
+    "cosine": "falling as a cosine from there",
+    "constant": "staying there",
+}
 
 
 def install(order: Order, tool: Tool) -> str:
@@ -36,11 +40,18 @@ def rate_note(order: Order) -> tuple[str, ...]:
     return (f"learning rate {rate}, the usual one: yours to change, plan sweep finds it; memory does not hang on it",)
 
 
+def _course(schedule: Schedule) -> str:
+    steps = schedule.warm_up_steps
+    first = "the first tenth of the steps" if steps is None else f"the first {steps} step{'s' if steps != 1 else ''}"
+    return (f"rising over {first} and " if steps != 0 else "") + THEN[schedule.name]
+
+
 def of_order(order: Order) -> Sequence[str]:
     """Of the files of a plan."""
     rate = rate_words(order.recipe.learning_rate)
     whose = "as was asked for" if order.rate_was_said else "the usual one: yours to change, plan sweep finds it"
-    lines = [f"Learning rate {rate}, {whose}. It is the highest one, {WARM_UP}; memory and speed do not hang on it."]
+    course = f"It is the highest one, {_course(order.schedule)}; memory and speed do not hang on it."
+    lines = [f"Learning rate {rate}, {whose}. {course}"]
     if order.data is None:
         return [*lines, "No data were named: put your file's path in place of the one whose name says so."]
     amount = amount_of(order)

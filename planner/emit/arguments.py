@@ -3,9 +3,10 @@
 `gradient_checkpointing` is the name that every transformers 5 reads; 5.23 would rather hear `activation_checkpointing`.
 """
 
+from estimators.learning import transformers_schedule
 from estimators.recipe import Recipe
 from planner.emit.deepspeed import FILE as DEEPSPEED_FILE
-from planner.emit.order import Order, Settings
+from planner.emit.order import Order, Schedule, Settings
 from planner.emit.rows import refuse, row
 from planner.usual import WARM_UP_SHARE
 
@@ -47,8 +48,8 @@ def training_arguments(order: Order, tool: str = TOOL) -> Settings:
         "gradient_accumulation_steps": recipe.gradient_accumulation,
         **length(order),
         "learning_rate": recipe.learning_rate,
-        "lr_scheduler_type": "linear",
-        "warmup_steps": WARM_UP_SHARE,  # below 1 it is a share of all steps
+        "lr_scheduler_type": scheduler(order.schedule),
+        "warmup_steps": warm_up_share_or_steps(order.schedule),
         "weight_decay": 0.0,
         "max_grad_norm": 1.0,
         **row(tool, "the compute type", PRECISIONS, recipe.compute),
@@ -63,6 +64,22 @@ def training_arguments(order: Order, tool: str = TOOL) -> Settings:
         "report_to": "none",
         **parallel(order, tool),
     }
+
+
+def scheduler(schedule: Schedule) -> str:
+    return transformers_schedule(schedule.name, warms_up=schedule.warm_up_steps != 0)
+
+
+def warm_up_share_or_steps(schedule: Schedule) -> float:
+    """TrainingArguments have one name for both: what is below 1 is a share of all steps."""
+    return WARM_UP_SHARE if schedule.warm_up_steps is None else schedule.warm_up_steps
+
+
+def warm_up(schedule: Schedule) -> Settings:
+    """For tools that have a name for each."""
+    if schedule.warm_up_steps is None:
+        return {"warmup_ratio": WARM_UP_SHARE}
+    return {"warmup_steps": schedule.warm_up_steps}
 
 
 def length(order: Order) -> Settings:

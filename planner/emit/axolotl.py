@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 from estimators.recipe import ALL_LINEAR, Recipe
 from planner.emit.accelerate import visible
-from planner.emit.arguments import ATTENTIONS, output_of
+from planner.emit.arguments import ATTENTIONS, output_of, scheduler, warm_up
 from planner.emit.arguments import OPTIMIZERS as TRANSFORMERS_OPTIMIZERS
 from planner.emit.data import path_of
 from planner.emit.deepspeed import FILE as DEEPSPEED_FILE
@@ -13,7 +13,6 @@ from planner.emit.deepspeed import if_zero
 from planner.emit.order import Order, Settings, Tool
 from planner.emit.rows import refuse, row
 from planner.emit.yaml_text import dump
-from planner.usual import WARM_UP_SHARE
 
 NAME, FILE = "axolotl", "axolotl.yaml"
 PORT = 29500
@@ -96,8 +95,8 @@ def settings(order: Order) -> Settings:
         **({"num_epochs": 1.0} if order.steps is None else {"num_epochs": 1.0, "max_steps": order.steps}),
         "optimizer": recipe.optimizer,
         "learning_rate": recipe.learning_rate,
-        "lr_scheduler": "linear",
-        "warmup_ratio": WARM_UP_SHARE,
+        "lr_scheduler": scheduler(order.schedule),
+        **warm_up(order.schedule),
         "weight_decay": 0.0,
         "max_grad_norm": 1.0,
         "gradient_checkpointing": recipe.gradient_checkpointing,

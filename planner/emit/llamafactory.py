@@ -8,7 +8,7 @@ from estimators.recipe import ALL_LINEAR, Recipe
 from planner.emit.accelerate import files as accelerate_files
 from planner.emit.accelerate import launch, visible
 from planner.emit.arguments import OPTIMIZERS as TRANSFORMERS_OPTIMIZERS
-from planner.emit.arguments import length, output_of
+from planner.emit.arguments import length, output_of, scheduler, warm_up
 from planner.emit.chat_template import state_of
 from planner.emit.data import path_of
 from planner.emit.deepspeed import FILE as DEEPSPEED_FILE
@@ -16,7 +16,6 @@ from planner.emit.deepspeed import if_zero
 from planner.emit.order import Order, Settings, Tool
 from planner.emit.rows import refuse, row
 from planner.emit.yaml_text import dump
-from planner.usual import WARM_UP_SHARE
 
 NAME, FILE, DATA_FILE, DATASET = "llamafactory", "llamafactory.yaml", "dataset_info.json", "examples"
 ADAPTERS: dict[str, Settings] = {
@@ -95,8 +94,8 @@ def settings(order: Order) -> Settings:
         "gradient_accumulation_steps": recipe.gradient_accumulation,
         **length(order),
         "learning_rate": recipe.learning_rate,
-        "lr_scheduler_type": "linear",
-        "warmup_ratio": WARM_UP_SHARE,
+        "lr_scheduler_type": scheduler(order.schedule),
+        **warm_up(order.schedule),
         "weight_decay": 0.0,
         "max_grad_norm": 1.0,
         "optim": _optimizer(recipe),

@@ -28,6 +28,16 @@ class Data:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Schedule:
+    """Of the learning rate."""
+
+    name: str = "linear"
+    """Of estimators.learning.SCHEDULES."""
+    warm_up_steps: int | None = None
+    """None: the usual share of all steps."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Order:
     """Everything that a file may say."""
 
@@ -42,6 +52,7 @@ class Order:
     nodes: int = 1
     steps: int | None = None
     """Optimizer steps; None: once through the data."""
+    schedule: Schedule = Schedule()
     devices: tuple[str, ...] = ()
     """Names in the catalogue of the cards of a node."""
     rate_was_said: bool = True

@@ -9,7 +9,7 @@ from estimators.legality import objections
 from estimators.models import load_model
 from estimators.recipe import ALL_LINEAR, Adapter, Buckets, Parallelism, Recipe
 from estimators.techniques import ADAPTERS, ATTENTIONS, LOSSES, OPTIMIZERS, PARALLELISMS, QUANTIZATIONS
-from planner.emit.order import Data, DataKind, Order
+from planner.emit.order import Data, DataKind, Order, Schedule
 
 MODEL, HUB_ID = "llama-3.2-1b", "unsloth/Llama-3.2-1B"
 DEVICE = find_device("h100-sxm")
@@ -88,3 +88,19 @@ def name_of(recipe: Recipe) -> str:
         recipe.optimizer, recipe.attention, recipe.loss,
     )  # fmt: skip
     return "-".join(word for word in words if word)
+
+
+SCHEDULES = (
+    Schedule(name="linear", warm_up_steps=3),
+    Schedule(name="linear", warm_up_steps=0),
+    Schedule(name="cosine"),
+    Schedule(name="constant", warm_up_steps=5),
+    Schedule(name="constant", warm_up_steps=0),
+)
+
+
+def orders() -> Iterator[Order]:
+    """Every recipe for both kinds of examples, and the schedules once each."""
+    kinds: tuple[DataKind, ...] = ("completion", "messages")
+    yield from (order(recipe, kind) for recipe in recipes() for kind in kinds)
+    yield from (order(Recipe(model=MODEL, adapter=adapter_of("lora")), schedule=schedule) for schedule in SCHEDULES)

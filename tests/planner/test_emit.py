@@ -21,9 +21,9 @@ from estimators.recipe import ALL_LINEAR, Parallelism, Recipe
 from estimators.techniques import ADAPTERS, ATTENTIONS, LOSSES, OPTIMIZERS, PARALLELISMS, QUANTIZATIONS
 from planner.emit import accelerate, arguments, deepspeed, slurm, transformers, trl
 from planner.emit.checked import CHECKED
-from planner.emit.order import Data, Order
+from planner.emit.order import Data, Order, Schedule
 from planner.emit.tools import TOOLS, write_for
-from tests.planner.emit_cases import MODEL, adapter_of, name_of, order, recipes
+from tests.planner.emit_cases import MODEL, SCHEDULES, adapter_of, name_of, order, recipes
 
 ALL = list(recipes())
 NO_DEEPSPEED = importlib.util.find_spec("deepspeed") is None
@@ -126,6 +126,28 @@ def test_the_script_is_what_the_runner_would_run(recipe: Recipe, here: Path) -> 
     mine = {name for name, value in written.items() if value != ran.get(name)}
     on_a_gpu_only = any(word in recipe.optimizer for word in ("fused", "bnb", "paged"))  # the runner's CPU lacks them
     assert mine <= NOT_OF_THE_RECIPE | ({"optim"} if on_a_gpu_only else set())
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=str)
+def test_a_schedule_is_what_the_runner_would_run(schedule: Schedule, here: Path) -> None:
+    """TRL's and transformers' arguments against those of a trial that was given the same schedule."""
+    from transformers import TrainingArguments
+
+    from estimators.learning import Training
+    from runners.job import Job
+    from runners.trainers import training_arguments
+
+    one = order(Recipe(model=MODEL, adapter=adapter_of("lora")), steps=200, schedule=schedule)
+    text = put(here, "transformers", one)[transformers.FILE]
+    put(here, "trl", one)
+    first = 20 if schedule.warm_up_steps is None else schedule.warm_up_steps
+    training = Training(schedule=schedule.name, warm_up_steps=first)
+    job = Job(recipe=dataclasses.replace(one.recipe, trainer="transformers"), config={}, steps=200, training=training)
+    ran = training_arguments(job, here, "cpu")
+    for written in (TrainingArguments(**constants_of(text)["ARGUMENTS"], use_cpu=True), parsed_by_trl(here)[1]):
+        assert written.lr_scheduler_type == ran.lr_scheduler_type
+        assert written.get_warmup_steps(200) == ran.get_warmup_steps(200) == first
+        assert (written.max_grad_norm, written.weight_decay) == (ran.max_grad_norm, ran.weight_decay)
 
 
 NOT_OF_THE_RECIPE = {

@@ -118,6 +118,31 @@ def test_what_nobody_said_is_the_usual_rate_and_is_said(plan: Run, tmp_path: Pat
     assert code == 0 and "the usual one" not in out
 
 
+def test_schedule_and_seed_are_written_as_they_were_said(plan: Run, tmp_path: Path) -> None:
+    said = ("--schedule", "cosine", "--warm-up-steps", "5", "--seed", "7")
+    for tools, file, warm_up in (
+        ("trl", "train.yaml", "lr_scheduler_type"),
+        ("axolotl", "axolotl.yaml", "lr_scheduler"),
+    ):
+        folder = tmp_path / tools
+        code, _, _ = plan(*LORA, "--method", "lora", *said, "--emit", str(folder), "--for", tools, "--json")
+        found = yaml.safe_load((folder / file).read_text())
+        assert code == 0 and (found[warm_up], found["warmup_steps"], found["seed"]) == ("cosine", 5, 7)
+        assert "warmup_ratio" not in found
+        assert json.loads((folder / "plan.json").read_text())["chosen"]["recipe"]["seed"] == 7
+        page = " ".join((folder / "README.md").read_text().split())
+        assert "rising over the first 5 steps and falling as a cosine from there" in page
+
+
+def test_schedule_and_seed_belong_to_written_files(plan: Run, tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text(QLORA.format(length=512, batch=1))
+    for option, value in (("--schedule", "cosine"), ("--warm-up-steps", "0"), ("--seed", "0")):
+        code, _, err = plan(*LORA, option, value)
+        assert code == 2 and f"{option} says what to write, and --emit where: it is missing" in err
+        code, _, err = plan("--from", str(tmp_path / "mine.yaml"), "--gpus", "rtx-4090", "--fast", option, value)
+        assert code == 2 and "--from says what is trained and how" in err
+
+
 def test_files_for_trl_come_of_a_plan_for_trl(plan: Run, tmp_path: Path) -> None:
     code, out, err = plan(*LORA, "--emit", str(tmp_path / "trl"), "--for", "trl,slurm", "--json")
     assert code == 0 and "--trainer trl" in err

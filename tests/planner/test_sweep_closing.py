@@ -95,11 +95,20 @@ def test_what_the_trials_of_a_gpu_were_run_with_is_said_although_plan_may_choose
     assert "segments" not in shlex.join(recipe_command(replace(one, vram_bytes=None), "--data", "train.jsonl"))
 
 
+def test_schedule_and_seed_of_the_trials_are_written_down(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = folder_of_weights(tmp_path / "weights")
+    words = ("--model", str(folder), "--weights", str(folder), "--data", str(folder / "train.jsonl"), *ON_CPU)
+    done = swept(tmp_path, *words, "--schedule", "cosine", "--warm-up-steps", "0", "--seed", "7")
+    recipe, script = emitted(done, tmp_path, monkeypatch)
+    assert recipe["seed"] == 7
+    assert all(one in script for one in ("'lr_scheduler_type': 'cosine'", "'warmup_steps': 0,", "'seed': 7"))
+
+
 def test_what_plan_cannot_be_told_is_said_beside(tmp_path: Path) -> None:
     folder = folder_of_weights(tmp_path / "weights")
     words = ("--model", str(folder), "--weights", str(folder), "--data", str(folder / "train.jsonl"), *ON_CPU)
-    for more, said in (((), ()), (("--schedule", "cosine", "--seed", "7"), ("a cosine schedule", "seed 7"))):
+    for more, said in (((), False), (("--evaluate-every", "2", "--patience", "3"), True)):
         with sweep_command.make_context("sweep", [*words, *more]) as context:
             values = dict(context.params)
         notes = " ".join(order_of(subject_of(values), values).settings.notes)
-        assert all(one in notes for one in said) and ("plan --emit" in notes) == bool(said)
+        assert ("trials had a patience of 3" in notes) == ("plan --emit" in notes) == said
