@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from estimators.errors import BadInput
+from runners.turns import ASSISTANT
 
 LONGEST_LINE = 16_000_000
-ASSISTANT = "assistant"
 Example = dict[str, Any]
 
 

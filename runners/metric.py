@@ -16,10 +16,10 @@ from typing import Any
 import torch
 
 from estimators.errors import BadInput
-from runners.chat import encode, render
 from runners.examples import Example, question_of, read_examples
 from runners.job import Job
 from runners.learning import evaluating
+from runners.turns import encode, render
 
 Metric = Callable[[list[Example], list[str]], float]
 ONE_PROCESS = ("none", "ddp")

@@ -23,7 +23,7 @@ from runners.data import learned, tokenize
 from tests.planner.emit_cases import adapter_of, order
 from tests.runners import tiny_checkpoint, tiny_job
 from tests.runners.test_data import MARKED, THINKING
-from tests.runners.tiny_checkpoint import CHATML
+from tests.runners.tiny_checkpoint import CHATML, bytes_tokenizer
 
 TURNS = (("system", "i"), ("user", "a b"), ("assistant", "c d"), ("user", "e"), ("assistant", "f c d"))
 CHAT = {"messages": [{"role": role, "content": said} for role, said in TURNS]}
@@ -149,20 +149,6 @@ def test_trl_does_not_stop_at_a_conversation_without_an_answer(tmp_path: Path) -
     assert labels == tokens and "without a turn of the assistant" in files[trl.FILE]
 
 
-def letters(template: str) -> Any:
-    """A tokenizer of bytes, which reads any template's words."""
-    import tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    alphabet = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
-    model = tokenizers.Tokenizer(tokenizers.models.BPE({one: place for place, one in enumerate(alphabet)}, []))
-    model.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
-    model.decoder = tokenizers.decoders.ByteLevel()
-    fast: Any = PreTrainedTokenizerFast
-    ends = {"bos_token": "<bos>", "eos_token": "<eos>", "pad_token": "<pad>"}
-    return fast(tokenizer_object=model, chat_template=template, **ends)
-
-
 def templates_of_trl() -> list[Path]:
     folder = Path(pytest.importorskip("trl").__file__).parent / "chat_templates"
     return [path for path in sorted(folder.glob("*.jinja")) if not path.stem.endswith("_training")]
@@ -173,7 +159,7 @@ def test_the_templates_that_trl_can_take_apart_are_those_of_the_installed_one() 
 
     able = {}
     for path in templates_of_trl():
-        tokenizer = letters(path.read_text(encoding="utf-8"))
+        tokenizer = bytes_tokenizer(path.read_text(encoding="utf-8"))
         with contextlib.suppress(Exception):  # it takes no texts, or TRL has no template of its own for it
             template = get_training_chat_template(tokenizer)
             words = {"tokenize": True, "return_dict": True, "return_assistant_tokens_mask": True}
@@ -192,7 +178,7 @@ def test_trl_takes_the_usual_templates_apart(known: str, tmp_path: Path) -> None
     template = path.read_text(encoding="utf-8")
     with job("trl", tmp_path, [CHAT], template, trainer="trl", sequence_length=300) as (files, _):
         assert yaml.safe_load(files[trl.FILE])["assistant_only_loss"] is True
-    tokenizer = letters(template)
+    tokenizer = bytes_tokenizer(template)
     tokenizer.save_pretrained(tmp_path / "weights")
     (labels,) = labels_of_trl(files, tmp_path)[1]
     said = tokenizer.decode([label for label in labels if label != NOT_LEARNED])

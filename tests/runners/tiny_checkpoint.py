@@ -36,6 +36,17 @@ def tokenizer(template: str | None = CHATML) -> Any:
     return fast(tokenizer_object=model, pad_token="<pad>", eos_token="<eos>", chat_template=template)
 
 
+def bytes_tokenizer(template: str) -> Any:
+    """A tokenizer of bytes, which reads any template's words."""
+    alphabet = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
+    model = tokenizers.Tokenizer(tokenizers.models.BPE({one: place for place, one in enumerate(alphabet)}, []))
+    model.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    model.decoder = tokenizers.decoders.ByteLevel()
+    fast: Any = transformers.PreTrainedTokenizerFast
+    ends = {"bos_token": "<bos>", "eos_token": "<eos>", "pad_token": "<pad>"}
+    return fast(tokenizer_object=model, chat_template=template, **ends)
+
+
 def file_of(path: Path, examples: Iterable[dict[str, Any]]) -> str:
     path.write_text("".join(json.dumps(example) + "\n" for example in examples))
     return str(path)
