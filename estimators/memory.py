@@ -19,7 +19,7 @@ from estimators.units import MIB
 from estimators.walk import Walk, walk
 
 FLOAT32_SHARDS = ("zero1", "zero2", "zero3", "fsdp2")
-"""Train in the compute type beside sharded float32 weights: DeepSpeed casts the model, FSDP2 gathers in that type."""
+"""Train in the compute type beside sharded float32 weights: DeepSpeed casts the model, FSDP2 gathers in it."""
 FORWARD_END, SHARDING = "end of the forward pass", "sharding of the loaded model"
 REDUCED_BY_BUCKET = ("zero1", "zero2", "zero3")
 """Parallelisms whose ranks reduce gradients bucket by bucket while they are made."""
@@ -172,12 +172,13 @@ def estimate_memory(model: ModelSpec, recipe: Recipe, device: Device) -> Memory:
 
 
 def _evaluation(model: ModelSpec, recipe: Recipe, resident: Resident, workspace: int) -> Moment | None:
-    """A forward pass without gradients over the evaluation batch: one block at a time, then head and loss."""
+    """A forward pass without gradients over that batch: one block at a time, then head and loss."""
     if recipe.evaluation_batch is None:
         return None
-    walked = walk(model, replace(recipe, micro_batch=recipe.evaluation_batch, gradient_checkpointing=True))
-    block = max(stretch.footprint.forward_peak for stretch in walked.blocks)
-    head = walked.head.footprint.forward_peak
+    # Liger's loss is for training: it makes whole logits elsewhere (0.8.5, skip_logits).
+    evaluated = replace(recipe, micro_batch=recipe.evaluation_batch, gradient_checkpointing=True, loss="plain")
+    walked = walk(model, evaluated)
+    block, head = max(one.footprint.forward_peak for one in walked.blocks), walked.head.footprint.forward_peak
     alive = _Alive(activations=block) if block > head else _Alive(activations=walked.stream_bytes, logits=head)
     return _moment("evaluation", "loss", resident, workspace, alive, 0.0)
 

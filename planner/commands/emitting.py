@@ -25,9 +25,6 @@ if TYPE_CHECKING:
     from planner.plan import Candidate, Plan
     from planner.rules import Rules
 
-LAUNCHERS = ("accelerate", "deepspeed", "slurm", "skypilot")
-"""Of --for, those that run whichever trainer was planned."""
-
 
 def tool_names() -> list[str]:
     from planner.emit.tools import TOOLS
@@ -128,7 +125,11 @@ def with_trainer(values: Mapping[str, Any]) -> Mapping[str, Any]:
 
     context = click.get_current_context(silent=True)
     said = context is not None and context.get_parameter_source("trainer") is ParameterSource.COMMANDLINE
-    if said or {*(values["emit_for"] or ())} - {*LAUNCHERS} != {"trl"}:
+    if said or not values["emit_for"]:
+        return values
+    from planner.emit.tools import find_tool
+
+    if {name for name in values["emit_for"] if not find_tool(name).launches} != {"trl"}:
         return values
     if not values["quiet"]:
         say("--for trl: planned for its trainer (--trainer trl)")
@@ -175,6 +176,7 @@ def _order(
     goal: "Goal", chosen: "Candidate", config: "Config", cluster: "Cluster", want: Wanted, digest: str = ""
 ) -> "Order":
     from planner.emit.of_plan import order_of, weights_of
+    from planner.emit.tools import job_of
 
     order = order_of(
         chosen.recipe,
@@ -187,7 +189,7 @@ def _order(
         samples=goal.samples,
         rate_was_said=goal.learning_rate is not None,
     )
-    return replace(order, schedule=want.schedule)
+    return replace(order, schedule=want.schedule, tool=job_of(goal.trainer, want.tools))
 
 
 def emit_plan(plan: "Plan", config: "Config", want: Wanted) -> "tuple[Plan, Emitted | None]":

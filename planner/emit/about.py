@@ -1,13 +1,9 @@
-"""What the page beside the files says of them: how to install the tools, the learning rate, the data."""
+"""What the page beside the files says of them: the learning rate, the data."""
 
-import shlex
 from collections.abc import Sequence
 
-from planner.emit import skypilot, slurm
-from planner.emit.checked import CHECKED
 from planner.emit.data import amount_of
-from planner.emit.order import Order, Schedule, Tool
-from planner.emit.torchrun import PROGRAMS
+from planner.emit.order import Order, Schedule
 from planner.emit.yaml_read import parse
 
 TOLD = ("learning_rate", "lr_scheduler", "lr_scheduler_type", "warmup_ratio", "warmup_steps", "num_epochs",
@@ -17,13 +13,6 @@ THEN = {
     "cosine": "falling as a cosine from there",
     "constant": "staying there",
 }
-
-
-def install(order: Order, tool: Tool) -> str:
-    """The command that installs the versions that were checked; a job script needs what it runs."""
-    needed = [*tool.packages, *(PROGRAMS[order.recipe.trainer][0].packages if tool.name == slurm.NAME else ())]
-    needed += ["deepspeed"] if order.zero and tool.name != skypilot.NAME else []
-    return shlex.join(["pip", "install", *(f"{package}=={CHECKED[package]}" for package in dict.fromkeys(needed))])
 
 
 def rate_words(rate: float) -> str:

@@ -85,4 +85,5 @@ def steps_on_cpu(order: Order) -> bool:
     return order.zero and "optimizer" in order.recipe.parallelism.offload
 
 
-TOOL = Tool(name=NAME, packages=("accelerate",), files=files, command=None, trainers=("transformers", "trl"))
+TOOL = Tool(name=NAME, packages=("accelerate",), files=files, command=None, launches=True,
+            trainers=("transformers", "trl"))  # fmt: skip

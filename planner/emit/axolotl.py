@@ -2,6 +2,7 @@
 
 import shlex
 from collections.abc import Mapping
+from dataclasses import replace
 
 from estimators.recipe import ALL_LINEAR, Recipe
 from planner.emit.accelerate import visible
@@ -51,6 +52,8 @@ LOSSES: dict[str, Settings] = {
 PARALLELISMS = ("none", "ddp", "zero1", "zero2", "zero3", "fsdp2")
 OWN_KERNELS = {"lora_mlp_kernel": False, "lora_qkv_kernel": False, "lora_o_kernel": False}
 """It would put its own in place of PEFT's, which were estimated."""
+NO_EXPANDABLE_SEGMENTS = "PYTORCH_ALLOC_CONF=expandable_segments:False "
+"""The command `axolotl` asks torch for them where the environment says nothing."""
 EXAMPLES: dict[str, Settings] = {
     "completion": {
         "type": {
@@ -72,8 +75,8 @@ def settings(order: Order) -> Settings:
     recipe = order.recipe
     if recipe.weights != recipe.compute:
         raise refuse(NAME, f"{recipe.compute} products over {recipe.weights} weights")
-    if recipe.quantized and recipe.kbit_upcast is False:
-        raise refuse(NAME, "kbit_upcast false: it prepares a quantised base as PEFT does")
+    if recipe.upcasts_kbit and recipe.kbit_upcast:
+        raise refuse(NAME, "kbit_upcast: it casts norms, embeddings and head back")
     row(NAME, "the optimizer", OPTIMIZERS, recipe.optimizer)
     kind = order.data.kind if order.data else "completion"
     return {
@@ -91,6 +94,7 @@ def settings(order: Order) -> Settings:
         "sample_packing": recipe.packing,
         "pad_to_sequence_len": recipe.packing,
         "micro_batch_size": recipe.micro_batch,
+        **({"eval_batch_size": recipe.evaluation_batch} if recipe.evaluation_batch else {}),
         "gradient_accumulation_steps": recipe.gradient_accumulation,
         **({"num_epochs": 1.0} if order.steps is None else {"num_epochs": 1.0, "max_steps": order.steps}),
         "optimizer": recipe.optimizer,
@@ -151,7 +155,28 @@ def files(order: Order) -> Mapping[str, str]:
 def command(order: Order) -> str:
     nodes = ["--nnodes", str(order.nodes), "--node-rank", "0", "--master-addr", "HOST-OF-RANK-0"]
     launcher = ["--nproc-per-node", str(order.gpus_per_node), *(nodes if order.nodes > 1 else [])]
-    return visible(order) + shlex.join(["axolotl", "train", FILE, "--launcher", "torchrun", "--", *launcher])
+    allocator = "" if order.recipe.expandable_segments else NO_EXPANDABLE_SEGMENTS
+    rest = visible(replace(order, recipe=replace(order.recipe, expandable_segments=False)))
+    return allocator + rest + shlex.join(["axolotl", "train", FILE, "--launcher", "torchrun", "--", *launcher])
 
 
-TOOL = Tool(name=NAME, packages=("axolotl",), files=files, command=command)
+def _doubt(order: Order) -> str | None:
+    """What loaders/model.py of 0.19 casts, or does not, otherwise than was estimated."""
+    recipe = order.recipe
+    if recipe.upcasts_kbit:
+        return "casts norms, embeddings and head of a quantised base back to 16 bits"
+    whole = recipe.adapter.trains_everything and recipe.compute != "float32"
+    if whole and recipe.attention != "flash_attention_2" and not order.zero and recipe.parallelism.kind != "fsdp2":
+        return "keeps embeddings, head and norms in float32 without flash attention"
+    return None
+
+
+TOOL = Tool(
+    name=NAME,
+    packages=("axolotl",),
+    files=files,
+    command=command,
+    brings={"bitsandbytes": "", "liger-kernel": "", "deepspeed": "deepspeed"},
+    program=lambda order: ("--module", "axolotl.cli.train", FILE),
+    doubt=_doubt,
+)

@@ -7,6 +7,7 @@ CHECKED = {
     "peft": "0.21.2",
     "bitsandbytes": "0.50.2",
     "deepspeed": "0.19.8",
+    "liger-kernel": "0.8.5",
     "axolotl": "0.19.0",
     "llamafactory": "0.9.5",
     "unsloth": "2026.10.9",

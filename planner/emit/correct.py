@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 
 from estimators.errors import BadInput
 from estimators.hardware import Cluster
@@ -57,11 +58,13 @@ def correct(
     return None
 
 
-def _cost(before: Recipe, after: Recipe, price: Price) -> tuple[bool, int, int]:
-    """Offload is the last resort; then speed, in steps of a twentieth; then as little change as possible."""
+def _cost(before: Recipe, after: Recipe, price: Price) -> tuple[bool, bool, int, int]:
+    """What leaves training alone first, offload as the last resort; then speed, in steps of a twentieth; then as little
+    change as possible."""
     pace = round(math.log(max(price.tokens_per_second.value, 1e-9), 1.05))
     moved = sum(getattr(before, name) != getattr(after, name) for name in Recipe.__dataclass_fields__)
-    return bool(after.parallelism.offload), -pace, moved
+    trains_otherwise = replace(after, evaluation_batch=before.evaluation_batch) != before
+    return trains_otherwise, bool(after.parallelism.offload), -pace, moved
 
 
 def _learned(recipe: Recipe, model: ModelSpec) -> Iterator[tuple[tuple[str, ...], Recipe]]:
@@ -89,19 +92,26 @@ def _learned(recipe: Recipe, model: ModelSpec) -> Iterator[tuple[tuple[str, ...]
 
 
 def _mechanics(recipe: Recipe, cluster: Cluster) -> Iterator[Recipe]:
-    """The same job in other ways: micro-batches, checkpointing, loss, sharding and offload."""
+    """The same job in other ways: micro-batches, checkpointing, loss, sharding and offload; rows that are evaluated."""
     share = recipe.micro_batch * recipe.gradient_accumulation
+    sizes = [size for size in range(1, recipe.micro_batch + 1) if share % size == 0]
+    saving = list(dict.fromkeys((recipe.gradient_checkpointing, True)))
     losses = ("plain", "liger") if (recipe.loss, recipe.trainer) == ("plain", "transformers") else (recipe.loss,)
     for place in _places(recipe.parallelism, cluster):
         # Under ZeRO the float32 weights are DeepSpeed's own sharded master copy.
         weights = recipe.compute if place.kind.startswith("zero") else recipe.weights
-        for checkpointing in dict.fromkeys((recipe.gradient_checkpointing, True)):
-            for loss in losses:
-                for micro_batch in (size for size in range(1, recipe.micro_batch + 1) if share % size == 0):
-                    yield replace(
-                        recipe, parallelism=place, weights=weights, gradient_checkpointing=checkpointing, loss=loss,
-                        micro_batch=micro_batch, gradient_accumulation=share // micro_batch,
-                    )  # fmt: skip
+        for checkpointing, loss, micro_batch in product(saving, losses, sizes):
+            for rows in _evaluations(recipe, micro_batch):
+                yield replace(
+                    recipe, parallelism=place, weights=weights, gradient_checkpointing=checkpointing, loss=loss,
+                    micro_batch=micro_batch, gradient_accumulation=share // micro_batch, evaluation_batch=rows,
+                )  # fmt: skip
+
+
+def _evaluations(recipe: Recipe, micro_batch: int) -> Sequence[int | None]:
+    """As many rows as before, as many as are trained at a time, or one."""
+    before = recipe.evaluation_batch
+    return list(dict.fromkeys((before, min(before, micro_batch), 1))) if before else [before]
 
 
 def _places(place: Parallelism, cluster: Cluster) -> Sequence[Parallelism]:
@@ -119,6 +129,8 @@ def _words(before: Recipe, after: Recipe) -> Iterator[str]:
             f"micro-batches of {after.micro_batch} instead of {before.micro_batch}, {after.gradient_accumulation} "
             "accumulated"
         )
+    if before.evaluation_batch != after.evaluation_batch:
+        yield f"evaluations of {after.evaluation_batch} instead of {before.evaluation_batch} rows at a time"
     if before.gradient_checkpointing != after.gradient_checkpointing:
         yield "gradient checkpointing"
     if before.loss != after.loss:

@@ -54,5 +54,10 @@ def if_zero(order: Order) -> Mapping[str, str]:
 
 
 TOOL = Tool(
-    name=NAME, packages=("deepspeed", "transformers"), files=files, command=None, trainers=("transformers", "trl")
+    name=NAME,
+    packages=("deepspeed", "transformers"),
+    files=files,
+    command=None,
+    launches=True,
+    trainers=("transformers", "trl"),
 )

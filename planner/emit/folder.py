@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from estimators.errors import BadInput
-from planner.emit.about import install, of_order, rate_note
+from planner.emit.about import of_order, rate_note
 from planner.emit.chat_template import template_note
 from planner.emit.data import amount_of
 from planner.emit.order import Order, Tool
+from planner.emit.packages import install
 from planner.emit.tools import Written, header, memory, one_line, verified
 
 PLAN, NOTES = "plan.json", "README.md"

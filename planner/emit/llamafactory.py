@@ -18,6 +18,7 @@ from planner.emit.rows import refuse, row
 from planner.emit.yaml_text import dump
 
 NAME, FILE, DATA_FILE, DATASET = "llamafactory", "llamafactory.yaml", "dataset_info.json", "examples"
+MODULE = "llamafactory.launcher"
 ADAPTERS: dict[str, Settings] = {
     "full": {"finetuning_type": "full"},
     "lora": {"finetuning_type": "lora", "use_dora": False},
@@ -91,6 +92,7 @@ def settings(order: Order) -> Settings:
         "save_total_limit": 2,
         "report_to": "none",
         "per_device_train_batch_size": recipe.micro_batch,
+        **({"per_device_eval_batch_size": recipe.evaluation_batch} if recipe.evaluation_batch else {}),
         "gradient_accumulation_steps": recipe.gradient_accumulation,
         **length(order),
         "learning_rate": recipe.learning_rate,
@@ -138,10 +140,12 @@ def _adapter(recipe: Recipe) -> Settings:
 
 
 def _types(order: Order) -> Settings:
-    """It loads in the compute type and casts what is trained to float32, but for pure_bf16."""
+    """It loads a base as its checkpoint has it, in 16 bits, and casts what is trained to float32, but for pure_bf16."""
     recipe = order.recipe
     mixed = row(NAME, "the compute type", MIXED, recipe.compute)
     whole = recipe.adapter.trains_everything
+    if not whole and recipe.weights == "float32":
+        raise refuse(NAME, f"a frozen base in float32 with {recipe.adapter.method}")
     if recipe.weights == recipe.compute and (not whole or order.zero or recipe.compute == "float32"):
         return mixed
     if whole and recipe.weights == "float32":
@@ -172,12 +176,27 @@ def files(order: Order) -> Mapping[str, str]:
 
 
 def command(order: Order) -> str:
-    """Its own launcher takes every GPU that it sees, unless it is told how many; FSDP it knows from accelerate only."""
+    """Its own launcher takes every GPU that it sees, unless it is told how many, and sets torch's allocator, unless it
+    is told not to; FSDP it knows from accelerate only."""
     if order.recipe.parallelism.kind == "fsdp2":
-        return launch(order, ["--module", "llamafactory.launcher", FILE])
+        return launch(order, ["--module", MODULE, FILE])
     nodes = f"NNODES={order.nodes} NODE_RANK=0 MASTER_ADDR=HOST-OF-RANK-0 " if order.nodes > 1 else ""
-    start = f"FORCE_TORCHRUN=1 {nodes}NPROC_PER_NODE={order.gpus_per_node} "
+    start = f"OPTIM_TORCH=0 FORCE_TORCHRUN=1 {nodes}NPROC_PER_NODE={order.gpus_per_node} "
     return visible(order) + start + shlex.join(["llamafactory-cli", "train", FILE])
 
 
-TOOL = Tool(name=NAME, packages=("llamafactory",), files=files, command=command, notes=notes, own_template=True)
+def program(order: Order) -> tuple[str, ...]:
+    if order.recipe.parallelism.kind == "fsdp2":
+        raise refuse(NAME, "fsdp2 under torchrun alone: it has it from accelerate")
+    return ("--module", MODULE, FILE)
+
+
+TOOL = Tool(
+    name=NAME,
+    packages=("llamafactory",),
+    files=files,
+    command=command,
+    program=program,
+    notes=notes,
+    own_template=True,
+)

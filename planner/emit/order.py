@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from estimators.recipe import Recipe
@@ -59,10 +59,16 @@ class Order:
     """Whether somebody chose the learning rate; else it is the field's usual one."""
     gpu_ids: tuple[int, ...] = ()
     """The driver's numbers of the GPUs to use, where they are some of this machine's; none: all, or the first."""
+    tool: str | None = None
+    """Whose files a job script starts; None: the estimated trainer's."""
 
     @property
     def gpus_per_node(self) -> int:
         return self.recipe.parallelism.devices // self.nodes
+
+    @property
+    def started(self) -> str:
+        return self.tool or self.recipe.trainer
 
     @property
     def zero(self) -> bool:
@@ -80,6 +86,12 @@ class Tool:
     """Texts by name, without the header. Raises BadInput for what the tool cannot express."""
     command: Callable[[Order], str] | None
     """What starts it, for a shell in the folder; None: nothing, by itself."""
+    brings: Mapping[str, str] = field(default_factory=dict)
+    """What of a recipe's further packages comes with it, by the name of its extra; an empty one: with the tool."""
+    program: Callable[[Order], tuple[str, ...]] | None = None
+    """What torchrun starts of its files, in words; raises BadInput for what needs another launcher."""
+    launches: bool = False
+    """Whether it starts the files of another tool and has none of its own to train with."""
     trainers: tuple[str, ...] = ()
     """Which recipes' memory is that of this tool, by Recipe.trainer; none: nobody has measured it."""
     doubt: Callable[[Order], str | None] = lambda order: None

@@ -1,40 +1,47 @@
 """How a job is spread: accelerate's launch file and DeepSpeed's JSON, into the recipe's parallelism and buckets."""
 
 import json
+import os
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from estimators.config_json import parse_config
 from estimators.errors import BadInput
 from estimators.recipe import Buckets, Parallelism
+from planner.emit.read_fsdp import FIRST_VERSION, read_fsdp
+from planner.emit.read_published import published
 from planner.emit.reading import Fields
 from planner.emit.yaml_read import Document, parse, read_file
 
 AUTO = "auto"
 DEEPSPEED_HARMLESS = (
     "train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping",
-    "steps_per_print", "wall_clock_breakdown", "zero_allow_untested_optimizer", "optimizer", "scheduler", "bf16",
-    "fp16", "zero_force_ds_cpu_optimizer",
+    "steps_per_print", "wall_clock_breakdown", "zero_allow_untested_optimizer", "scheduler", "bf16", "fp16",
+    "zero_force_ds_cpu_optimizer", "comms_config", "comms_logger", "monitor_config", "csv_monitor", "tensorboard",
+    "wandb", "dump_state", "prescale_gradients",
 )  # fmt: skip
 ZERO_HARMLESS = (
     "overlap_comm", "contiguous_gradients", "stage3_gather_16bit_weights_on_model_save", "stage3_max_reuse_distance",
-    "allgather_partitions", "reduce_scatter", "round_robin_gradients",
+    "allgather_partitions", "reduce_scatter", "round_robin_gradients", "gather_16bit_weights_on_model_save",
+    "max_reuse_distance", "stage3_gather_fp16_weights_on_model_save", "ignore_unused_parameters",
+    "load_from_fp32_weights",
 )  # fmt: skip
 ACCELERATE_HARMLESS = (
     "compute_environment", "debug", "downcast_bf16", "enable_cpu_affinity", "gpu_ids", "machine_rank",
     "main_process_ip", "main_process_port", "main_training_function", "rdzv_backend", "same_network", "use_cpu",
     "mixed_precision", "tpu_env", "tpu_use_cluster", "tpu_use_sudo",
 )  # fmt: skip
-FSDP_HARMLESS = (
-    "fsdp_auto_wrap_policy", "fsdp_transformer_layer_cls_to_wrap", "fsdp_state_dict_type",
-    "fsdp_cpu_ram_efficient_loading",
-)  # fmt: skip
 BACKENDS = {"NO": "none", "MULTI_GPU": "ddp", "FSDP": "fsdp2", "DEEPSPEED": "zero"}
 BUCKETS = {
     "reduce_bucket_size": "reduce_elements", "allgather_bucket_size": "allgather_elements",
     "stage3_prefetch_bucket_size": "prefetch_elements", "stage3_param_persistence_threshold": "persistence_elements",
     "stage3_max_live_parameters": "live_elements", "sub_group_size": "sub_group_elements",
+    "prefetch_bucket_size": "prefetch_elements", "param_persistence_threshold": "persistence_elements",
+    "max_live_parameters": "live_elements",
 }  # fmt: skip
+"""DeepSpeed hears the last three with and without their prefix (runtime/zero/config.py of 0.19)."""
+DEEPSPEED_OPTIMIZERS = {"adam": "adamw_torch", "adamw": "adamw_torch"}
+"""What the recipe calls DeepSpeed's own: FusedAdam, or CPUAdam where it is offloaded."""
 
 
 class Spread(NamedTuple):
@@ -48,6 +55,11 @@ class Spread(NamedTuple):
     not_understood: tuple[str, ...] = ()
     deepspeed_file: str | None = None
     """That an accelerate file names."""
+    optimizer: str | None = None
+    """DeepSpeed's own, where its file has one: the trainer's word for it is then not heard."""
+    checkpoints: bool = False
+    """Whether FSDP checkpoints activations itself."""
+    assumed: tuple[str, ...] = ()
 
     def parallelism(self, devices: int) -> Parallelism:
         """On so many GPUs, where the files do not say how many."""
@@ -72,6 +84,8 @@ def of_trl(table: Mapping[str, Any], where: str, hidden_size: int, find: Callabl
     """What TRL's YAML says of its launch, which `trl sft` hands to accelerate."""
     fields = Fields(where=where, left={name: table.get(name) for name in ("accelerate_config", "num_processes")})
     name, number = fields.text("accelerate_config"), fields.whole("num_processes", 0, 0, 65_536) or None
+    if name == "fsdp1":
+        raise BadInput(f"{where}: {FIRST_VERSION}")
     if name in PRESETS:
         found = PRESETS[name]
         return found._replace(devices=found.devices or number or PRESET_PROCESSES)
@@ -90,23 +104,18 @@ def read_accelerate(path: str, hidden_size: int) -> Spread:
     number = fields.whole("num_processes", 1, 1, 65_536)
     fields.take("num_machines")
     nested: dict[str, Any] = {"deepspeed_config": fields.table("deepspeed_config")}
-    fsdp = Fields(where=f"{path}: fsdp_config", left=fields.table("fsdp_config"))
+    sharding = fields.table("fsdp_config")
     unknown = fields.rest(ACCELERATE_HARMLESS)
     if backend == "zero":
         found = _inline(nested["deepspeed_config"], path, hidden_size)
         return found._replace(devices=number, not_understood=(*unknown, *found.not_understood))
     if backend != "fsdp2":
         return Spread(kind="none" if number == 1 else backend, devices=number, not_understood=unknown)
-    if fsdp.whole("fsdp_version", 1, 1, 2) != 2:
-        raise BadInput(f"{path}: fsdp_version 1 is not priced here; transformers is about to drop it (fsdp_version: 2)")
-    if not fsdp.flag("fsdp_reshard_after_forward", True):
-        raise BadInput(f"{path}: fsdp_reshard_after_forward false is not priced here")
-    offload = ("optimizer", "parameters") if fsdp.flag("fsdp_offload_params", False) else ()
-    if fsdp.take("fsdp_activation_checkpointing") in (False, "false"):
-        pass
-    elif "fsdp_activation_checkpointing" in document.table.get("fsdp_config", {}):
-        unknown = (*unknown, "fsdp_activation_checkpointing")
-    return Spread(kind="fsdp2", devices=number, offload=offload, not_understood=(*unknown, *fsdp.rest(FSDP_HARMLESS)))
+    shards = read_fsdp(sharding, path, "accelerate")
+    return Spread(
+        kind="fsdp2", devices=number, offload=shards.offload, checkpoints=shards.checkpoints,
+        not_understood=(*unknown, *shards.not_understood),
+    )  # fmt: skip
 
 
 def _inline(table: dict[str, Any], path: str, hidden_size: int) -> Spread:
@@ -131,12 +140,28 @@ def read_deepspeed(path: str, option: str, hidden_size: int) -> Spread:
     Raises:
         BadInput: not such a file.
     """
+    if (known := published(path)) and not os.path.exists(path):  # noqa: PTH110 (hears any text)
+        found = _zero({"zero_optimization": known}, path, hidden_size)
+        here = f"{path} is not here: read as the file of that name that its tool publishes"
+        return found._replace(assumed=(here, *found.assumed))
     text = read_file(path, option)
     try:
         table = dict(parse_config(text.encode(), path))
     except (RecursionError, json.JSONDecodeError):
         raise BadInput(f"{path}: not JSON") from None
-    return _zero(table, path, hidden_size)
+    return of_deepspeed(table, path, hidden_size)
+
+
+def of_deepspeed(table: dict[str, Any], path: str, hidden_size: int) -> Spread:
+    """A file's contents, or what stands in its place in a configuration."""
+    optimizer = table.pop("optimizer", None)
+    found = _zero(table, path, hidden_size)
+    if not optimizer:
+        return found
+    kind = str(optimizer.get("type") if isinstance(optimizer, dict) else optimizer)
+    if kind.lower() not in DEEPSPEED_OPTIMIZERS:
+        raise BadInput(f"{path}: the optimizer {kind[:20]!a} of DeepSpeed's own is not priced here (AdamW is)")
+    return found._replace(optimizer=DEEPSPEED_OPTIMIZERS[kind.lower()])
 
 
 def _zero(table: dict[str, Any], path: str, hidden_size: int) -> Spread:
@@ -162,7 +187,15 @@ def _zero(table: dict[str, Any], path: str, hidden_size: int) -> Spread:
             sizes[name] = value
     unknown = (*fields.rest(DEEPSPEED_HARMLESS), *zero.rest(ZERO_HARMLESS))
     kind = f"zero{stage}" if stage else None
-    return Spread(kind=kind, offload=tuple(offload), offload_to=where, buckets=Buckets(**sizes), not_understood=unknown)
+    told = () if stage else (f"{path}: DeepSpeed's stage 0 is priced as plain data parallelism",)
+    return Spread(
+        kind=kind,
+        assumed=told,
+        offload=tuple(offload),
+        offload_to=where,
+        buckets=Buckets(**sizes),
+        not_understood=unknown,
+    )
 
 
 def _automatic(name: str, hidden_size: int) -> int | None:

@@ -26,6 +26,10 @@ class Setting:
     cluster: Cluster
     place: Parallelism
     """How it is launched, as far as the files beside it say."""
+    by_accelerate: bool = False
+    """Whether a launch file of accelerate's starts it, not the tool's own launcher."""
+    fsdp_checkpoints: bool = False
+    """Whether FSDP checkpoints activations itself."""
 
     @property
     def half(self) -> str:
@@ -120,14 +124,38 @@ class Fields:
     def wrong(self, name: str, wanted: str, value: object) -> BadInput:
         return BadInput(f"{self.where}: {name} must be {wanted}, not {ascii(value)[:60]}")
 
+    def refuse(self, reasons: Mapping[str, str]) -> None:
+        """
+        Raises:
+            BadInput: one of these keys is switched on, and what it does is another job than would be priced.
+        """
+        for name, reason in reasons.items():
+            if is_on(self.take(name)):
+                raise BadInput(f"{self.where}: {name} {reason}, which is not priced here")
+
+    def tell(self, notes: Mapping[str, str]) -> None:
+        """Says of each of these keys that is switched on what was priced in its place."""
+        for name, note in notes.items():
+            if is_on(self.take(name)):
+                self.assumed.append(f"{name}: {note}")
+
     def rest(self, harmless: Collection[str]) -> tuple[str, ...]:
-        """Keys that nobody here understood and that may change what a job takes; a null says nothing."""
-        return tuple(sorted(name for name, value in self.left.items() if name not in harmless and value is not None))
+        """Keys that nobody here understood and that may change what a job takes; a null says nothing, nor does an
+        empty list or table."""
+        left = (name for name, value in self.left.items() if name not in harmless and value not in (None, [], {}, ""))
+        return tuple(sorted(left))
 
     def meant(self, name: str, harmless: Collection[str]) -> str | None:
         """The key that was probably meant by one that is not understood, where the file does not have it too."""
         absent = [known for known in (*self.asked, *harmless) if known not in self.given]
         return next(iter(difflib.get_close_matches(name, sorted(absent), n=1, cutoff=NEAR)), None)
+
+
+def is_on(value: object) -> bool:
+    """Whether a switch says anything: a list, a name, true, or more than one of something."""
+    if isinstance(value, str):
+        return value.lower() not in ("", "no", "none", "off", "false")
+    return value not in (None, False, [], {}) and (type(value) is not int or value > 1)
 
 
 def known(tool: str, axis: str, names: Collection[str], name: str) -> str:

@@ -1,4 +1,5 @@
-"""A SkyPilot task: rents the planned cards, uploads the folder, and runs the estimated trainer's own files there."""
+"""A SkyPilot task: rents the planned cards, uploads the folder, and runs there the files of the
+estimated trainer, or of another that was named."""
 
 import shlex
 from collections.abc import Mapping
@@ -7,8 +8,9 @@ from pathlib import PurePosixPath
 from planner.emit.accelerate import PORT, environment
 from planner.emit.checked import CHECKED
 from planner.emit.order import Order, Settings, Tool
+from planner.emit.packages import packages
 from planner.emit.rows import refuse, row
-from planner.emit.torchrun import PROGRAMS, torchrun, trainer_files
+from planner.emit.torchrun import doubt, program, started, started_files, torchrun
 from planner.emit.yaml_text import dump
 
 NAME, FILE = "skypilot", "sky.yaml"
@@ -24,7 +26,6 @@ ACCELERATORS = {
 """Names in SkyPilot's own catalogue of the cards of ours."""
 ANY_OF = {"H100-SXM": ("H100", "H100-SXM"), "A100-80GB-SXM": ("A100-80GB", "A100-80GB-SXM")}
 """Clouds call the same card by different names."""
-INSTALLED = ("torch", "transformers", "peft", "accelerate", "bitsandbytes", "trl", "deepspeed")
 
 
 def settings(order: Order) -> Settings:
@@ -37,8 +38,9 @@ def settings(order: Order) -> Settings:
         raise refuse(NAME, f"a node of different cards ({', '.join(kinds) or 'none named'})")
     name = row(NAME, "the card", ACCELERATORS, kinds[0])
     accelerators = dict.fromkeys(ANY_OF.get(name, (name,)), order.gpus_per_node)
-    packages = [f"{package}=={CHECKED[package]}" for package in INSTALLED if order.zero or package != "deepspeed"]
+    needed = [f"torch=={CHECKED['torch']}", *packages(order, started(NAME, order))]
     start = torchrun(
+        NAME,
         order,
         nnodes="$SKYPILOT_NUM_NODES",
         nproc_per_node="$SKYPILOT_NUM_GPUS_PER_NODE",
@@ -53,7 +55,7 @@ def settings(order: Order) -> Settings:
         "num_nodes": order.nodes,
         "workdir": ".",
         **_mounts(order),
-        "setup": f"set -e\n{shlex.join(['pip', 'install', *packages])}\n",
+        "setup": f"set -e\n{shlex.join(['pip', 'install', *needed])}\n",
         "run": f"set -euo pipefail\n{head}\n{environment(order)}{start}\n",
     }
 
@@ -66,7 +68,7 @@ def _mounts(order: Order) -> Settings:
 
 
 def files(order: Order) -> Mapping[str, str]:
-    return {**trainer_files(NAME, order), FILE: dump(settings(order))}
+    return {**started_files(NAME, order), FILE: dump(settings(order))}
 
 
 def command(order: Order) -> str:
@@ -74,11 +76,20 @@ def command(order: Order) -> str:
 
 
 def notes(order: Order) -> tuple[str, ...]:
-    owner, program = PROGRAMS[order.recipe.trainer]
-    found = [f"{FILE} runs {owner.name} ({program[-1]})"]
+    owner = started(NAME, order)
+    found = [f"{FILE} runs {owner.name} ({program(NAME, order)[-1]})"]
     if paths := _mounts(order).get("file_mounts"):
         found.append(f"{' and '.join(paths.values())}: of this machine, from where it is uploaded to the same path")
     return (*found, *owner.notes(order))
 
 
-TOOL = Tool(name=NAME, packages=("skypilot",), files=files, command=command, trainers=tuple(PROGRAMS), notes=notes)
+TOOL = Tool(
+    name=NAME,
+    packages=("skypilot",),
+    files=files,
+    command=command,
+    launches=True,
+    trainers=("transformers", "trl"),
+    doubt=doubt,
+    notes=notes,
+)

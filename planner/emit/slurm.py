@@ -1,11 +1,11 @@
-"""An sbatch script: one torchrun on every node, for the estimated trainer's own files."""
+"""An sbatch script: one torchrun on every node, for the files of the estimated trainer or of another that was named."""
 
 import shlex
 from collections.abc import Mapping
 
 from planner.emit.accelerate import environment
 from planner.emit.order import Order, Tool
-from planner.emit.torchrun import PROGRAMS, torchrun, trainer_files
+from planner.emit.torchrun import doubt, program, started, started_files, torchrun
 
 NAME, FILE = "slurm", "job.sbatch"
 BODY = """#!/bin/bash
@@ -27,6 +27,7 @@ srun --kill-on-bad-exit=1 bash -c {step}
 
 def files(order: Order) -> Mapping[str, str]:
     step = torchrun(
+        NAME,
         order,
         nnodes="$SLURM_NNODES",
         nproc_per_node=str(order.gpus_per_node),
@@ -39,7 +40,7 @@ def files(order: Order) -> Mapping[str, str]:
         gpus=order.gpus_per_node,
         step=shlex.quote(environment(order) + step),
     )
-    return {**trainer_files(NAME, order), FILE: text}
+    return {**started_files(NAME, order), FILE: text}
 
 
 def command(order: Order) -> str:
@@ -48,8 +49,9 @@ def command(order: Order) -> str:
 
 def notes(order: Order) -> tuple[str, ...]:
     """What it runs, and which paths of this machine the cluster must have too."""
-    owner, program = PROGRAMS[order.recipe.trainer]
-    found = [f"{FILE} runs {owner.name} ({program[-1]}); set --time and --partition in it as your cluster wants them"]
+    owner = started(NAME, order)
+    last = program(NAME, order)[-1]
+    found = [f"{FILE} runs {owner.name} ({last}); set --time and --partition in it as your cluster wants them"]
     paths = [order.weights] if order.weights.startswith("/") else []
     paths += [order.data.path] if order.data else []
     if paths:
@@ -57,4 +59,13 @@ def notes(order: Order) -> tuple[str, ...]:
     return (*found, *owner.notes(order))
 
 
-TOOL = Tool(name=NAME, packages=("torch",), files=files, command=command, trainers=tuple(PROGRAMS), notes=notes)
+TOOL = Tool(
+    name=NAME,
+    packages=("torch",),
+    files=files,
+    command=command,
+    launches=True,
+    trainers=("transformers", "trl"),
+    doubt=doubt,
+    notes=notes,
+)

@@ -10,7 +10,8 @@ from estimators.hardware import Cluster
 from estimators.model import ModelSpec
 from estimators.recipe import Recipe
 from planner.emit import read_axolotl, read_llamafactory, read_trl
-from planner.emit.read_parallel import Spread, of_trl, read_accelerate, read_deepspeed
+from planner.emit.read_fsdp import read_arguments
+from planner.emit.read_parallel import Spread, of_deepspeed, of_trl, read_accelerate, read_deepspeed
 from planner.emit.reading import Fields, Setting
 from planner.emit.yaml_read import Document
 
@@ -84,25 +85,42 @@ def take(
     Raises:
         BadInput: a key is wrong, or names what is not priced here.
     """
-    spread = _spread(document, model.hidden_size, accelerate_config, deepspeed_config)
+    spread = _spread(document, tool, model.hidden_size, accelerate_config, deepspeed_config)
     place = spread.parallelism(cluster.size)
     assumed = [] if spread.devices else [f"launched on all {place.devices} GPUs" if place.devices > 1 else "on one GPU"]
-    setting = Setting(model=model, cluster=cluster, place=place)
-    fields = Fields(where=document.where, left=dict(document.table), assumed=assumed)
-    recipe = READERS[tool].read(fields, setting)
+    setting = Setting(
+        model=model, cluster=cluster, place=place, by_accelerate=accelerate_config is not None,
+        fsdp_checkpoints=spread.checkpoints,
+    )  # fmt: skip
+    fields = Fields(where=document.where, left=dict(document.table), assumed=[*assumed, *spread.assumed])
+    bucket = fields.whole("ddp_bucket_cap_mb", spread.buckets.ddp_mib, 1, 1 << 20)
+    recipe = _with(READERS[tool].read(fields, setting), spread, fields)
+    if not recipe.packing:
+        fields.assumed.append("rows of the full length, which nothing packs: shorter ones take less memory and time")
     harmless = (*READERS[tool].harmless, *MASKED, MODELS[tool])
     unknown = fields.rest(harmless)
     return Taken(
         tool=tool,
         document=document,
-        recipe=replace(recipe, buckets=spread.buckets),
+        recipe=replace(recipe, buckets=replace(spread.buckets, ddp_mib=bucket)),
         not_understood=(*unknown, *spread.not_understood),
         assumed=tuple(fields.assumed),
         meant={name: near for name in unknown if (near := fields.meant(name, harmless))},
     )
 
 
-def _spread(document: Document, hidden_size: int, accelerate: str | None, deepspeed: str | None) -> Spread:
+def _with(recipe: Recipe, spread: Spread, fields: Fields) -> Recipe:
+    """What the files beside the configuration say in its place."""
+    if spread.optimizer and not recipe.optimizer.startswith("adamw_torch"):
+        fields.assumed.append(f"DeepSpeed's file names an optimizer of its own, AdamW, in place of {recipe.optimizer}")
+        recipe = replace(recipe, optimizer=spread.optimizer)
+    if spread.checkpoints and not recipe.gradient_checkpointing:
+        fields.assumed.append("FSDP's activation checkpointing is priced as the trainer's own gradient checkpointing")
+        recipe = replace(recipe, gradient_checkpointing=True)
+    return recipe
+
+
+def _spread(document: Document, tool: str, hidden_size: int, accelerate: str | None, deepspeed: str | None) -> Spread:
     """The files that were given, else those that the configuration names."""
     if accelerate:
         found = read_accelerate(accelerate, hidden_size)
@@ -111,11 +129,15 @@ def _spread(document: Document, hidden_size: int, accelerate: str | None, deepsp
     named = deepspeed or found.deepspeed_file or document.table.get("deepspeed")
     if named:
         where = "--deepspeed-config" if deepspeed else f"{document.where}: deepspeed"
-        zero = read_deepspeed(_beside(str(named), deepspeed, accelerate or document.where), where, hidden_size)
+        if isinstance(named, dict):
+            zero = of_deepspeed(dict(named), where, hidden_size)
+        else:
+            zero = read_deepspeed(_beside(str(named), deepspeed, accelerate or document.where), where, hidden_size)
         return zero._replace(devices=found.devices, not_understood=(*found.not_understood, *zero.not_understood))
-    if document.table.get("fsdp_config") or document.table.get("fsdp"):
-        return found if found.kind == "fsdp2" else _fsdp(document, found)
-    return found
+    if found.kind == "fsdp2" or (shards := read_arguments(document.table, document.where, tool)) is None:
+        return found
+    unknown = (*found.not_understood, *shards.not_understood)
+    return found._replace(kind="fsdp2", offload=shards.offload, checkpoints=shards.checkpoints, not_understood=unknown)
 
 
 def _beside(name: str, given: str | None, owner: str) -> str:
@@ -125,17 +147,3 @@ def _beside(name: str, given: str | None, owner: str) -> str:
         return name
     near = Path(owner).parent / path
     return str(near if near.exists() else path)
-
-
-def _fsdp(document: Document, found: Spread) -> Spread:
-    """FSDP as axolotl and TrainingArguments spell it."""
-    fields = Fields(where=document.where, left=dict(document.table))
-    inner = {name.removeprefix("fsdp_"): value for name, value in fields.table("fsdp_config").items()}
-    words = str(document.table.get("fsdp", "")).split()
-    version = document.table.get("fsdp_version", inner.get("version", 2 if words else 1))
-    if version not in (2, "2"):
-        raise BadInput(f"{document.where}: FSDP's first version is not priced here (fsdp_version: 2)")
-    everything = "offload" in words or inner.get("offload_params") or inner.get("cpu_offload")
-    unknown = ("fsdp_config.activation_checkpointing",) if inner.get("activation_checkpointing") else ()
-    offload = ("optimizer", "parameters") if everything else ()
-    return found._replace(kind="fsdp2", offload=offload, not_understood=(*found.not_understood, *unknown))

@@ -57,15 +57,30 @@ def method_of(taken: Taken) -> str:
 def _verdict(taken: Taken, candidate: Candidate, cluster: Cluster, fast: bool) -> str:
     price, share = candidate.price, candidate.price.tightest
     where = f"{taken.document.where} ({taken.tool}) on {describe_gpus(cluster)}"
-    size = f"{format_bytes(price.process.value)} a GPU (at most {format_bytes(price.process.high)}) of"
+    evaluates, rows = _evaluates_too_much(price), taken.recipe.evaluation_batch
+    worst = share.worst_phase if evaluates else price.process
+    size = f"{format_bytes(worst.value)} a GPU (at most {format_bytes(worst.high)}) of"
     if not price.fits and price.evidence == "formula" and could_fit(price):
-        least, most, room = (format_bytes(size) for size in (price.process.low, price.process.high, share.budget_bytes))
+        least, most, room = (format_bytes(size) for size in (worst.low, worst.high, share.budget_bytes))
+        what = f", where it evaluates {rows} rows at a time" if evaluates else ""
         instead = "leave --fast out" if fast else INSTALL
-        return f"{where}: by formula it may not fit ({least} to {most} a GPU of {room}); a dry run decides: {instead}."
+        said = f"by formula it may not fit ({least} to {most} a GPU of {room}{what})"
+        return f"{where}: {said}; a dry run decides: {instead}."
     if price.fits:
         speed = f"about {price.tokens_per_second.value:,.0f} tokens/s"
         return f"{where} fits: {size} {format_bytes(share.budget_bytes)}, {speed}."
+    if evaluates:
+        size = f"evaluating {rows} rows at a time takes {size}"
     return f"{where} does not fit: {size} {format_bytes(share.budget_bytes)}; it {shortfall(candidate)}."
+
+
+def _evaluates_too_much(price: Price) -> bool:
+    """Whether it is evaluation alone that does not fit."""
+    share = price.tightest
+    room = share.budget_bytes - share.headroom_bytes
+    return (
+        price.process.high <= room < share.worst_phase.high and price.phases.get("evaluation", 0) > price.process.value
+    )
 
 
 def _change(correction: Correction | None) -> str:

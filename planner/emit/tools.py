@@ -30,6 +30,16 @@ def default_tools(order: Order) -> tuple[str, ...]:
     return (order.recipe.trainer, "accelerate", *(("deepspeed",) if order.zero else ()))
 
 
+def job_of(trainer: str, names: Sequence[str]) -> str:
+    """Whose files a job script among these tools starts: the estimated trainer's, unless only others are named.
+
+    Raises:
+        UnknownName: there is no such tool.
+    """
+    named = [name for name in names if not find_tool(name).launches]
+    return trainer if trainer in named or not named else named[0]
+
+
 def write_for(order: Order, names: Sequence[str]) -> Written:
     """The files of these tools, each with its header.
 

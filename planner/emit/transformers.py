@@ -67,6 +67,7 @@ TOOL = Tool(
     packages=("transformers", "peft", "bitsandbytes", "accelerate"),
     files=files,
     command=command,
+    program=lambda order: (FILE,),
     trainers=("transformers",),
     notes=too_short_to_pack,
 )

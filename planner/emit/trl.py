@@ -114,6 +114,7 @@ TOOL = Tool(
     packages=("trl", "transformers", "peft", "bitsandbytes", "accelerate"),
     files=files,
     command=command,
+    program=lambda order: ("--module", MODULE, "--config", FILE),
     trainers=("trl",),
     doubt=_doubt,
     notes=notes,

@@ -81,4 +81,5 @@ def command(order: Order) -> str:
     return visible(order) + shlex.join(["python", FILE])
 
 
-TOOL = Tool(name=NAME, packages=("unsloth",), files=files, command=command, notes=too_short_to_pack)
+TOOL = Tool(name=NAME, packages=("unsloth",), files=files, command=command, notes=too_short_to_pack,
+            brings={"bitsandbytes": ""})  # fmt: skip

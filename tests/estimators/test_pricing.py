@@ -130,6 +130,14 @@ def test_an_evaluation_of_many_sequences_can_be_the_worst_phase() -> None:
     assert not caught.fits
 
 
+def test_liger_evaluates_with_whole_logits() -> None:
+    """Its fused loss is for training alone: 8 rows of 2,048 of a vocabulary of 128,256 in 16 bits are 3.9 GiB."""
+    for loss in ("plain", "liger"):
+        recipe = replace(LORA, evaluation_batch=8, sequence_length=2048, micro_batch=1, loss=loss)
+        evaluation = price(LLAMA, recipe, cluster("h200")).phases["evaluation"]
+        assert evaluation > 2 * 8 * 2048 * LLAMA.vocabulary * 2, loss
+
+
 def test_what_communication_takes_counts_before_a_job_is_called_tight() -> None:
     pair, recipe = cluster("h200", "h200"), replace(LORA, parallelism=Parallelism(kind="ddp", devices=2))
     cost = price(LLAMA, recipe, pair)

@@ -100,7 +100,9 @@ SCHEDULES = (
 
 
 def orders() -> Iterator[Order]:
-    """Every recipe for both kinds of examples, and the schedules once each."""
+    """Every recipe for both kinds of examples, and once each the schedules and what a job script may start."""
     kinds: tuple[DataKind, ...] = ("completion", "messages")
     yield from (order(recipe, kind) for recipe in recipes() for kind in kinds)
-    yield from (order(Recipe(model=MODEL, adapter=adapter_of("lora")), schedule=schedule) for schedule in SCHEDULES)
+    lora = Recipe(model=MODEL, adapter=adapter_of("lora"))
+    yield from (order(lora, schedule=schedule) for schedule in SCHEDULES)
+    yield from (order(lora, tool=tool) for tool in ("trl", "axolotl", "llamafactory"))

@@ -10,6 +10,7 @@ import subprocess
 import warnings
 from collections.abc import Iterator
 from importlib.metadata import version
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,8 @@ from estimators.techniques import ADAPTERS, ATTENTIONS, LOSSES, OPTIMIZERS, PARA
 from planner.emit import accelerate, arguments, deepspeed, slurm, transformers, trl
 from planner.emit.checked import CHECKED
 from planner.emit.order import Data, Order, Schedule
-from planner.emit.tools import TOOLS, write_for
+from planner.emit.packages import install
+from planner.emit.tools import TOOLS, job_of, write_for
 from tests.planner.emit_cases import MODEL, SCHEDULES, adapter_of, name_of, order, recipes
 
 ALL = list(recipes())
@@ -59,7 +61,7 @@ def parsed_by_trl(folder: Path) -> tuple[Any, ...]:
 def constants_of(text: str) -> dict[str, Any]:
     """The settings at the head of a script, read without running it."""
     found = {}
-    for node in ast.parse(text).body:
+    for node in takewhile(lambda node: not isinstance(node, ast.FunctionDef), ast.parse(text).body):
         if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
             found[node.targets[0].id] = ast.literal_eval(node.value)
     return found
@@ -337,15 +339,21 @@ def test_a_text_of_yaml_stays_a_text(text: str) -> None:
     assert found["model_name_or_path"] == text
 
 
-@pytest.mark.parametrize("trainer", ["transformers", "trl"])
-def test_sbatch_is_a_script_and_torchrun_understands_its_step(trainer: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("trainer", "other", "module"),
+    [
+        ("transformers", None, False), ("trl", None, True), ("transformers", "axolotl", True),
+        ("trl", "llamafactory", True),
+    ],
+)  # fmt: skip
+def test_sbatch_is_a_script_and_torchrun_understands_its_step(trainer: Any, other: str | None, module: bool) -> None:
     from torch.distributed.run import get_args_parser
 
     recipe = Recipe(
         model=MODEL, adapter=adapter_of("lora"), trainer=trainer, expandable_segments=True, attention="sdpa_no_cudnn",
         parallelism=Parallelism(kind="zero3", devices=8),
     )  # fmt: skip
-    files = write_for(order(recipe, nodes=2), ["slurm"]).files
+    files = write_for(order(recipe, nodes=2, tool=other), ["slurm"]).files
     assert deepspeed.FILE in files
     text = files[slurm.FILE]
     assert text.startswith("#!/bin/bash\n#")
@@ -358,7 +366,66 @@ def test_sbatch_is_a_script_and_torchrun_understands_its_step(trainer: Any, tmp_
     for name, value in {"SLURM_NNODES": "2", "SLURM_NODEID": "1", "MASTER_ADDR": "a", "MASTER_PORT": "1"}.items():
         step = step.replace(f"${name}", value)
     read = get_args_parser().parse_args(shlex.split(step)[3:])
-    assert (read.nnodes, read.nproc_per_node, read.node_rank, read.module) == ("2", "4", 1, trainer == "trl")
+    assert (read.nnodes, read.nproc_per_node, read.node_rank, read.module) == ("2", "4", 1, module)
+    started = f"{other}.yaml" if other else {"transformers": transformers.FILE, "trl": trl.FILE}[trainer]
+    assert [read.training_script, *read.training_script_args][-1] == started and started in files
+    assert ("# Memory: " in text) == (other is None)
+
+
+def test_what_a_tool_does_to_the_weights_on_its_own_is_refused_or_said() -> None:
+    frozen = Recipe(model=MODEL, adapter=adapter_of("lora"), weights="float32", compute="float32")
+    with pytest.raises(BadInput, match="llamafactory cannot express a frozen base in float32"):
+        write_for(order(frozen), ["llamafactory"])
+    full = Recipe(model=MODEL, adapter=adapter_of("full"))
+    quantised = Recipe(model=MODEL, adapter=adapter_of("lora"), quantization="nf4")
+    for recipe, words in ((full, "keeps embeddings, head and norms in float32"), (quantised, "back to 16 bits")):
+        assert words in write_for(order(recipe), ["axolotl"]).files["axolotl.yaml"]
+    flash = dataclasses.replace(full, attention="flash_attention_2")
+    assert "float32 without flash" not in write_for(order(flash), ["axolotl"]).files["axolotl.yaml"]
+
+
+def test_a_job_script_starts_what_was_named() -> None:
+    named = {
+        ("slurm",): "transformers", ("axolotl", "slurm"): "axolotl", ("trl", "llamafactory", "skypilot"): "trl",
+        ("axolotl", "transformers", "slurm"): "transformers", ("accelerate", "slurm"): "transformers",
+    }  # fmt: skip
+    assert {tools: job_of("transformers", tools) for tools in named} == named
+
+
+def test_what_torchrun_cannot_start_is_refused_by_name() -> None:
+    lora = Recipe(model=MODEL, adapter=adapter_of("lora"))
+    with pytest.raises(BadInput, match="slurm cannot express a job of 'unsloth'"):
+        write_for(order(lora, tool="unsloth"), ["slurm"])
+    sharded = dataclasses.replace(lora, parallelism=Parallelism(kind="fsdp2", devices=2))
+    with pytest.raises(BadInput, match="llamafactory cannot express fsdp2 under torchrun alone"):
+        write_for(order(sharded, tool="llamafactory"), ["skypilot"])
+
+
+@pytest.mark.parametrize("tool", ["transformers", "trl", "llamafactory", "slurm", "axolotl"])
+def test_what_a_recipe_needs_beside_its_tool_is_installed_with_it(tool: str) -> None:
+    """axolotl brings them itself, DeepSpeed by an extra of its own."""
+    recipe = Recipe(
+        model=MODEL, adapter=adapter_of("full"), optimizer="adamw_8bit", loss="liger",
+        parallelism=Parallelism(kind="zero2", devices=2),
+    )  # fmt: skip
+    found = {word.split("==")[0] for word in shlex.split(install(order(recipe), TOOLS[tool]))[2:]}
+    if tool == "axolotl":
+        assert found == {"axolotl[deepspeed]"}
+    else:
+        assert {"bitsandbytes", "deepspeed", "liger-kernel"} <= found
+    plainly = install(order(Recipe(model=MODEL, adapter=adapter_of("lora"))), TOOLS[tool])
+    assert "deepspeed" not in plainly and "liger" not in plainly
+
+
+def test_the_tools_own_launchers_leave_the_allocator_as_the_recipe_has_it() -> None:
+    """axolotl and LLaMA-Factory ask torch for expandable segments where nobody says otherwise."""
+    for expandable in (True, False):
+        one = order(Recipe(model=MODEL, adapter=adapter_of("lora"), expandable_segments=expandable))
+        commands = {tool: TOOLS[tool].command for tool in ("axolotl", "llamafactory")}
+        said = {tool: command(one) for tool, command in commands.items() if command}
+        assert said["axolotl"].startswith("axolotl" if expandable else "PYTORCH_ALLOC_CONF=expandable_segments:False ")
+        assert "OPTIM_TORCH=0 " in said["llamafactory"]
+        assert ("expandable_segments:True" in said["llamafactory"]) == expandable
 
 
 @pytest.mark.parametrize("package", ["transformers", "trl", "accelerate", "peft", "bitsandbytes"])

@@ -134,6 +134,20 @@ def test_schedule_and_seed_are_written_as_they_were_said(plan: Run, tmp_path: Pa
         assert "rising over the first 5 steps and falling as a cosine from there" in page
 
 
+def test_a_job_script_for_another_trainer_says_what_it_starts(plan: Run, tmp_path: Path) -> None:
+    folder = tmp_path / "job"
+    words = ("--method", "lora", "--emit", str(folder), "--for")
+    code, out, _ = plan(*LORA, *words, "axolotl,slurm,skypilot", "--json")
+    assert code == 0 and not (folder / "train.py").exists()
+    assert "--module axolotl.cli.train axolotl.yaml" in (folder / "job.sbatch").read_text()
+    setup = yaml.safe_load((folder / "sky.yaml").read_text())["setup"]
+    assert "axolotl==" in setup and "trl" not in setup
+    notes = json.loads(out)["emitted"]["notes"]
+    assert sum("which starts axolotl" in note for note in notes) == 2
+    code, _, err = plan(*LORA, "--method", "lora", "--emit", str(tmp_path / "n"), "--for", "unsloth,slurm")
+    assert code == 2 and "slurm cannot express a job of 'unsloth'" in err and "leave slurm out of --for" in err
+
+
 def test_schedule_and_seed_belong_to_written_files(plan: Run, tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_text(QLORA.format(length=512, batch=1))
     for option, value in (("--schedule", "cosine"), ("--warm-up-steps", "0"), ("--seed", "0")):

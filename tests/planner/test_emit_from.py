@@ -27,7 +27,7 @@ FILES = {"axolotl": axolotl.FILE, "llamafactory": llamafactory.FILE, "trl": trl.
 def taken(text: str, folder: Path | None = None, **beside: str) -> Taken:
     document = parse(text, str((folder or Path("/nowhere")) / "train.yaml"))
     config = {"accelerate_config": None, "deepspeed_config": None, **beside}
-    return take(document, tool_of(document), load_model(MODEL), CLUSTER, **config)  # type: ignore[arg-type]
+    return take(document, tool_of(document), load_model(MODEL), CLUSTER, **config)
 
 
 def written() -> list[tuple[str, Recipe]]:
