@@ -176,15 +176,7 @@ def _zero(table: dict[str, Any], path: str, hidden_size: int) -> Spread:
         if device != "none":
             offload.append(part)
             where = device
-    sizes = {}
-    for key, name in BUCKETS.items():
-        value = zero.take(key)
-        if value == AUTO:
-            value = _automatic(name, hidden_size)
-        if isinstance(value, str | float):
-            value = int(float(value))
-        if value is not None:
-            sizes[name] = value
+    sizes = {name: size for key, name in BUCKETS.items() if (size := _bucket(zero, key, name, hidden_size)) is not None}
     unknown = (*fields.rest(DEEPSPEED_HARMLESS), *zero.rest(ZERO_HARMLESS))
     kind = f"zero{stage}" if stage else None
     told = () if stage else (f"{path}: DeepSpeed's stage 0 is priced as plain data parallelism",)
@@ -196,6 +188,16 @@ def _zero(table: dict[str, Any], path: str, hidden_size: int) -> Spread:
         buckets=Buckets(**sizes),
         not_understood=unknown,
     )
+
+
+def _bucket(zero: Fields, key: str, name: str, hidden_size: int) -> int | None:
+    value = zero.take(key)
+    if value is None or value == AUTO:
+        return _automatic(name, hidden_size) if value else None
+    try:
+        return int(float(value))  # people write 5e8
+    except (TypeError, ValueError, OverflowError):
+        raise zero.wrong(key, "a number or auto", value) from None
 
 
 def _automatic(name: str, hidden_size: int) -> int | None:

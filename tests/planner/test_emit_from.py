@@ -84,6 +84,12 @@ def test_buckets_of_deepspeed_read_back_and_auto_is_what_transformers_makes_of_i
     assert found.not_understood == ("x",)
 
 
+def test_a_bucket_that_is_no_number_is_refused_by_its_name(tmp_path: Path) -> None:
+    (tmp_path / "ds.json").write_text('{"zero_optimization": {"stage": 2, "reduce_bucket_size": "lots"}}')
+    with pytest.raises(BadInput, match="reduce_bucket_size must be a number or auto, not 'lots'"):
+        taken("model_name_or_path: a\ndtype: bfloat16\nmax_length: 128\ndeepspeed: ds.json\n", tmp_path)
+
+
 def test_samples_that_the_real_parsers_accepted_are_read() -> None:
     found = taken(AXOLOTL)
     recipe = found.recipe
