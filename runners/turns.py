@@ -39,8 +39,9 @@ def shared(one: Sequence[int], other: Sequence[int]) -> int:
 
 def _as_it_grew(messages: Messages, number: int, text: str, tokenizer: Any) -> tuple[int, int] | None:
     """Between what is written up to its turn and what is written with it, where the whole text goes on from there."""
-    said = messages[number]["content"]
-    before = render(messages[:number], tokenizer, asking=True) if number else ""
+    if not number:  # what a template puts before the first turn is nobody's
+        return None
+    said, before = messages[number]["content"], render(messages[:number], tokenizer, asking=True)
     end = _end(said.strip(), text, len(before), render(messages[: number + 1], tokenizer))
     if end is None or not text.startswith(before) or not any(one in text[len(before) : end] for one in _written(said)):
         return None  # there are templates that leave out what is no list of parts

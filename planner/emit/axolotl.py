@@ -1,5 +1,7 @@
 """axolotl's YAML."""
 
+import math
+import re
 import shlex
 from collections.abc import Mapping
 from dataclasses import replace
@@ -13,7 +15,9 @@ from planner.emit.deepspeed import FILE as DEEPSPEED_FILE
 from planner.emit.deepspeed import if_zero
 from planner.emit.order import Order, Settings, Tool
 from planner.emit.rows import refuse, row
+from planner.emit.tokenizer_files import special_tokens_of_turns, template_in
 from planner.emit.yaml_text import dump
+from planner.usual import WARM_UP_SHARE
 
 NAME, FILE = "axolotl", "axolotl.yaml"
 PORT = 29500
@@ -54,6 +58,18 @@ OWN_KERNELS = {"lora_mlp_kernel": False, "lora_qkv_kernel": False, "lora_o_kerne
 """It would put its own in place of PEFT's, which were estimated."""
 NO_EXPANDABLE_SEGMENTS = "PYTORCH_ALLOC_CONF=expandable_segments:False "
 """The command `axolotl` asks torch for them where the environment says nothing."""
+PREPARED_NOTE = (
+    "axolotl keeps prepared rows in last_run_prepared, whatever becomes of the data: axolotl preprocess makes them anew"
+)
+WEIGHED_NOTE = (
+    "axolotl weighs every micro-batch alike, trials every token that is learned: losses differ where rows differ in "
+    "length"
+)
+ENDS_NOTE = (
+    "axolotl learns the end of a turn only where it is the tokenizer's end of text: else name it in eot_tokens (Gemma: "
+    "<end_of_turn>, Phi-3: <|end|>)"
+)
+NAMED_END = re.compile(r"<[|_]?[a-z_]*(end|eot)[a-z_]*[|_]?>")
 EXAMPLES: dict[str, Settings] = {
     "completion": {
         "type": {
@@ -90,7 +106,9 @@ def settings(order: Order) -> Settings:
         "datasets": [{"path": path_of(order.data), "ds_type": "json", **EXAMPLES[kind]}],
         "train_on_inputs": False,
         "val_set_size": 0.0,
+        **_turn_ends(order, kind),
         "sequence_len": recipe.sequence_length,
+        "excess_length_strategy": "truncate",  # unasked it drops such rows
         "sample_packing": recipe.packing,
         "pad_to_sequence_len": recipe.packing,
         "micro_batch_size": recipe.micro_batch,
@@ -100,7 +118,7 @@ def settings(order: Order) -> Settings:
         "optimizer": recipe.optimizer,
         "learning_rate": recipe.learning_rate,
         "lr_scheduler": scheduler(order.schedule),
-        **warm_up(order.schedule),
+        **_warm_up(order),
         "weight_decay": 0.0,
         "max_grad_norm": 1.0,
         "gradient_checkpointing": recipe.gradient_checkpointing,
@@ -113,6 +131,19 @@ def settings(order: Order) -> Settings:
         "save_total_limit": 2,
         **_parallel(order),
     }
+
+
+def _turn_ends(order: Order, kind: str) -> Settings:
+    """It learns the end of a turn only where that is the end of text, or named here: the first behind each turn."""
+    found = special_tokens_of_turns(order.weights) if kind == "messages" else ()
+    return {"eot_tokens": list(found)} if found else {}
+
+
+def _warm_up(order: Order) -> Settings:
+    """As many steps as elsewhere: of a share it takes the whole steps, of one epoch at most."""
+    if order.schedule.warm_up_steps is None and order.steps is not None:
+        return {"warmup_steps": math.ceil(WARM_UP_SHARE * order.steps)}
+    return warm_up(order.schedule)
 
 
 def _method(recipe: Recipe) -> Settings:
@@ -157,7 +188,21 @@ def command(order: Order) -> str:
     launcher = ["--nproc-per-node", str(order.gpus_per_node), *(nodes if order.nodes > 1 else [])]
     allocator = "" if order.recipe.expandable_segments else NO_EXPANDABLE_SEGMENTS
     rest = visible(replace(order, recipe=replace(order.recipe, expandable_segments=False)))
-    return allocator + rest + shlex.join(["axolotl", "train", FILE, "--launcher", "torchrun", "--", *launcher])
+    prepare = shlex.join(["axolotl", "preprocess", FILE])  # it would keep rows of data that have changed since
+    return f"{prepare} && {allocator}{rest}" + shlex.join(
+        ["axolotl", "train", FILE, "--launcher", "torchrun", "--", *launcher]
+    )
+
+
+def notes(order: Order) -> tuple[str, ...]:
+    found = [PREPARED_NOTE]
+    if order.recipe.gradient_accumulation > 1 or order.recipe.parallelism.devices > 1:
+        found.append(WEIGHED_NOTE)
+    text = template_in(order.weights)
+    unread = text is None or ("eos_token" in text and NAMED_END.search(text))
+    if order.data is not None and order.data.kind == "messages" and unread:
+        found.append(ENDS_NOTE)
+    return tuple(found)
 
 
 def _doubt(order: Order) -> str | None:
@@ -179,4 +224,5 @@ TOOL = Tool(
     brings={"bitsandbytes": "", "liger-kernel": "", "deepspeed": "deepspeed"},
     program=lambda order: ("--module", "axolotl.cli.train", FILE),
     doubt=_doubt,
+    notes=notes,
 )

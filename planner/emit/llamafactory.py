@@ -13,8 +13,10 @@ from planner.emit.chat_template import state_of
 from planner.emit.data import path_of
 from planner.emit.deepspeed import FILE as DEEPSPEED_FILE
 from planner.emit.deepspeed import if_zero
+from planner.emit.llamafactory_templates import template_doubt, template_name
 from planner.emit.order import Order, Settings, Tool
 from planner.emit.rows import refuse, row
+from planner.emit.tokenizer_files import text_begins_with, weights_type
 from planner.emit.yaml_text import dump
 
 NAME, FILE, DATA_FILE, DATASET = "llamafactory", "llamafactory.yaml", "dataset_info.json", "examples"
@@ -58,7 +60,15 @@ UNMARKED_NOTE = (
     "Where the tokenizer has no chat template, as those of base models, LLaMA-Factory joins the turns with nothing "
     "between them: name one of its own templates (template: llama3, say)"
 )
-TURNS_NOTE = "LLaMA-Factory leaves conversations out in which user and assistant do not take turns"
+BEGINNING_NOTE = (
+    'the template "empty" puts nothing before a text either: where the tokenizer begins every text with a token of its '
+    "own, name that in default_system (Llama 3: <|begin_of_text|>, Gemma: <bos>)"
+)
+TURNS_NOTE = (
+    "LLaMA-Factory leaves conversations out in which user and assistant do not take turns, and of what is too long it "
+    "cuts questions and answers in proportion, where trials cut the end"
+)
+AGAIN_NOTE = f"run again, LLaMA-Factory goes on from the last checkpoint in {output_of(NAME)}: remove it to begin anew"
 
 
 def settings(order: Order) -> Settings:
@@ -81,7 +91,7 @@ def settings(order: Order) -> Settings:
         **_adapter(recipe),
         "dataset_dir": ".",
         "dataset": DATASET,
-        **({"template": EMPTY} if _has_no_template(order) else {}),
+        **_template(order),
         "train_on_prompt": False,
         "mask_history": False,
         "cutoff_len": recipe.sequence_length,
@@ -109,6 +119,15 @@ def settings(order: Order) -> Settings:
     }
 
 
+def _template(order: Order) -> Settings:
+    """Completions are joined as they are, behind what the tokenizer begins every text with."""
+    if not _has_no_template(order):
+        name = template_name(order.weights)
+        return {"template": name} if name else {}
+    begins = text_begins_with(order.weights)
+    return {"template": EMPTY, **({"default_system": begins} if begins else {})}
+
+
 def _has_no_template(order: Order) -> bool:
     """Messages are put into the tokenizer's own template."""
     return order.data is None or order.data.kind == "completion"
@@ -116,8 +135,18 @@ def _has_no_template(order: Order) -> bool:
 
 def notes(order: Order) -> tuple[str, ...]:
     if _has_no_template(order):
-        return (TEMPLATE_NOTE,)
-    return (TURNS_NOTE,) if state_of(order.weights) == "there" else (TURNS_NOTE, UNMARKED_NOTE)
+        return (TEMPLATE_NOTE, *(() if order.weights.startswith("/") else (BEGINNING_NOTE,)), AGAIN_NOTE)
+    doubt = template_doubt(order.weights)
+    unmarked = state_of(order.weights) != "there" and not template_name(order.weights)
+    return (TURNS_NOTE, *([doubt] if doubt else []), *([UNMARKED_NOTE] if unmarked else []), AGAIN_NOTE)
+
+
+def _doubt(order: Order) -> str | None:
+    """It loads a base as its checkpoint has it."""
+    recipe, stored = order.recipe, weights_type(order.weights)
+    if recipe.adapter.trains_everything or recipe.quantized or stored in (None, recipe.weights):
+        return None
+    return f"loads the base in {stored}, as the checkpoint has it"
 
 
 def _optimizer(recipe: Recipe) -> str:
@@ -197,6 +226,7 @@ TOOL = Tool(
     files=files,
     command=command,
     program=program,
+    doubt=_doubt,
     notes=notes,
     own_template=True,
 )

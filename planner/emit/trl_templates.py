@@ -1,9 +1,9 @@
 """Whether TRL can tell the assistant's turns in the chat template of a checkpoint: it stops where it cannot."""
 
 import hashlib
-import json
 import re
-from pathlib import Path
+
+from planner.emit.tokenizer_files import template_in
 
 MARKED = re.compile(r"\{%-?\s*generation\s*-?%\}")
 KNOWN = {
@@ -30,17 +30,3 @@ def objection(weights: str) -> str | None:
     if MARKED.search(template) or hashlib.sha256(template.encode()).hexdigest()[:16] in KNOWN:
         return None
     return "the chat template has no {% generation %} marks, and TRL none of its own for it"
-
-
-def template_in(weights: str) -> str | None:
-    """The chat template of a checkpoint's folder; None for a Hub id, whose files are not at hand."""
-    folder = Path(weights)
-    if not folder.is_absolute():
-        return None
-    try:
-        if (page := folder / "chat_template.jinja").is_file():
-            return page.read_text(encoding="utf-8")
-        found = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8")).get("chat_template")
-    except (OSError, ValueError, AttributeError, RecursionError):
-        return None
-    return found if isinstance(found, str) else None

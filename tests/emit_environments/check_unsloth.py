@@ -6,6 +6,7 @@ Every keyword of train_unsloth.py is one of the functions' own, as their source 
 import ast
 import sys
 from importlib.metadata import distribution
+from itertools import takewhile
 from pathlib import Path
 
 from every_folder import main
@@ -24,7 +25,8 @@ def parameters(name: str) -> set[str]:
 
 def check(folder: Path) -> None:
     constants = {}
-    for node in ast.parse((folder / "train_unsloth.py").read_text()).body:
+    script = ast.parse((folder / "train_unsloth.py").read_text()).body
+    for node in takewhile(lambda node: not isinstance(node, ast.FunctionDef), script):  # the settings are at its head
         if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
             constants[node.targets[0].id] = ast.literal_eval(node.value)
     unknown = set(constants["MODEL"]) - parameters("from_pretrained")

@@ -279,7 +279,9 @@ def test_one_that_does_not_fit_is_corrected(plan: Run, tmp_path: Path) -> None:
     assert code == 0
     assert "-micro_batch_size: 8\n+micro_batch_size: " in (folder / "mine.yaml.diff").read_text()
     assert "mystery: 1\n" in (folder / "mine.yaml").read_text()
-    assert json.loads(out)["emitted"]["commands"][0].startswith("axolotl train mine.yaml ")
+    assert json.loads(out)["emitted"]["commands"][0].startswith(
+        "axolotl preprocess mine.yaml && axolotl train mine.yaml "
+    )
 
 
 def test_from_takes_no_goal_beside_it(plan: Run, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ import yaml  # type: ignore[import-untyped]
 from estimators.recipe import Recipe
 from planner.emit import llamafactory, transformers, trl, trl_templates, unsloth
 from planner.emit.data import data_of
+from planner.emit.tokenizer_files import template_in
 from planner.emit.tools import write_for
 from runners.chat import NOT_LEARNED
 from runners.data import learned, tokenize
@@ -196,7 +197,7 @@ def test_templates_that_trl_cannot_take_apart_are_learned_whole(tmp_path: Path) 
     for broken in ("[1]", "{", '{"chat_template": 3}'):
         (tmp_path / "chat_template.jinja").unlink(missing_ok=True)
         (tmp_path / "tokenizer_config.json").write_text(broken)
-        assert trl_templates.template_in(str(tmp_path)) is None
+        assert template_in(str(tmp_path)) is None
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": MARKED}))
     assert trl_templates.objection(str(tmp_path)) is None
 
