@@ -7,7 +7,6 @@ what they hold when idle, and keeps a warm process waiting. It belongs to one th
 import json
 import os
 import shutil
-import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,6 +21,7 @@ from estimators.units import format_bytes
 from runners import cards, ends, guard, job
 from runners.cards import SLACK_BYTES, CardState, OccupiedGpu, Watch
 from runners.environment import command_of, environment_of, needs_launcher, settings_of
+from runners.interrupts import undisturbed
 from runners.job import Job
 from runners.pace import Seen
 from runners.running import ColdJob, Running, WarmJob
@@ -175,20 +175,6 @@ def run(
     with suppress(OSError):  # a full disk loses the file, not the result
         job.write_atomically(folder / job.RESULT, to_document(result))
     return result
-
-
-@contextmanager
-def undisturbed() -> Iterator[None]:
-    """A second Ctrl-C, or a second word to stop, does not keep us from cleaning up after the first."""
-    if threading.current_thread() is not threading.main_thread():  # which never sees one
-        yield
-        return
-    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
 
 def settle(bench: Bench, limits: Limits, cancel: threading.Event | None = None) -> list[str]:

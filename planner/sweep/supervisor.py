@@ -17,7 +17,7 @@ from planner.sweep.result import Finished, Listener, Moved, Objective, Planned, 
 from planner.sweep.screen import Screen
 from planner.sweep.space import Terms
 from runners.executors import Ended, Executor, Progress
-from runners.launch import undisturbed
+from runners.interrupts import remembered, undisturbed
 
 WAIT_SECONDS = 0.5
 MOST_LOST = 1
@@ -85,10 +85,11 @@ class Supervisor:
         """
         interrupted = False
         try:
-            self._recover()
-            self._announce()
-            while self._step():
-                pass
+            with remembered() as interrupted_before:
+                self._recover()
+                self._announce()
+                while self._step():
+                    interrupted_before()
         except KeyboardInterrupt:
             interrupted = True
         finally:

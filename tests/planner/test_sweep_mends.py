@@ -1,6 +1,8 @@
 """A sweep beyond one study: what is taken up again, what is refused, and what is told of trials that ended oddly."""
 
 import json
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
@@ -28,6 +30,7 @@ from planner.sweep.screen import Clock, Screen
 from planner.sweep.space import Configuration, Space, Span
 from runners import job
 from runners.executors import Ended
+from tests.planner.kills import survivors
 from tests.planner.sweeps import order
 from tests.planner.toy import AtOnce, Toy
 
@@ -363,3 +366,31 @@ def test_what_trials_took_is_known_after_a_resume_and_corrects_once(tmp_path: Pa
     (planned,) = (event for event in events if isinstance(event, Planned))
     (waiting,) = planned.queue
     assert waiting.seconds == pytest.approx(one.work.terms.steps * 0.5, rel=0.05)
+
+
+def test_an_interrupt_that_python_drops_still_ends_the_sweep(tmp_path: Path) -> None:
+    """One that comes while an object is being finalised raises nothing: "Exception ignored in …"."""
+    code = f"""
+import os, signal
+from pathlib import Path
+from planner.sweep.result import Started
+from tests.planner.sweeps import order, sweep
+
+class Finalised:
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGINT)
+        sum(range(100_000))
+
+def listen(event):
+    if isinstance(event, Started):
+        Finalised()
+        print("went on", flush=True)
+
+done = sweep(order(Path({str(tmp_path)!r})), "time.sleep(60)", listen=listen)
+raise SystemExit(done.exit_code)
+"""
+    words = [sys.executable, "-c", code]
+    done = subprocess.run(words, cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=40, check=False)
+    assert (done.returncode, done.stdout) == (130, "went on\n"), done.stderr
+    assert "Exception ignored" in done.stderr
+    assert survivors(tmp_path) == []

@@ -19,6 +19,7 @@ from estimators.outcome import Outcome
 from estimators.recipe import Parallelism
 from runners import ends, job, launch, processes
 from runners.environment import environment_of
+from runners.interrupts import undisturbed
 from tests.runners import tiny_job
 from tests.runners.tiny_job import CARD, QUICK, gpu, run_stand_in
 
@@ -290,7 +291,7 @@ def test_a_second_signal_does_not_end_the_cleaning_up_after_the_first(number: si
 
     before = signal.signal(number, tear)
     try:
-        with launch.undisturbed():
+        with undisturbed():
             signal.raise_signal(number)
         with pytest.raises(Torn):
             signal.raise_signal(number)
