@@ -5,7 +5,6 @@ The scripts of `plan --emit` hold this code as it is: it needs nothing but Pytho
 
 import re
 from collections.abc import Iterator, Sequence
-from os.path import commonprefix
 from typing import Any
 
 ASSISTANT = "assistant"
@@ -31,8 +30,8 @@ def encode(text: str, tokenizer: Any) -> list[int]:
     return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
-def shared(one: Sequence[int], other: Sequence[int]) -> int:
-    """How many tokens two texts begin with in common."""
+def shared(one: Sequence[object], other: Sequence[object]) -> int:
+    """How many tokens, or letters, two texts begin with in common."""
     pairs = enumerate(zip(one, other, strict=False))
     return next((number for number, (left, right) in pairs if left != right), min(len(one), len(other)))
 
@@ -43,7 +42,7 @@ def _as_it_grew(messages: Messages, number: int, text: str, tokenizer: Any) -> t
         return None
     said, before = messages[number]["content"], render(messages[:number], tokenizer, asking=True)
     end = _end(said.strip(), text, len(before), render(messages[: number + 1], tokenizer))
-    if end is None or not text.startswith(before) or not any(one in text[len(before) : end] for one in _written(said)):
+    if end is None or not text.startswith(before) or not _stands(said, text[len(before) : end]):
         return None  # there are templates that leave out what is no list of parts
     return len(before), end
 
@@ -59,7 +58,10 @@ def _end(said: str, text: str, begin: int, upto: str) -> int | None:
 
 def _by_marks(messages: Messages, number: int, text: str, tokenizer: Any) -> tuple[int, int] | None:
     """Where a template rewrites earlier turns: a mark in place of each answer shows what it writes around them."""
-    marks = {turn: f"zq{turn}qz" for turn, one in enumerate(messages[: number + 1]) if one["role"] == ASSISTANT}
+    stem = "zq"
+    while stem in text:
+        stem += "q"
+    marks = {turn: f"{stem}{turn}z" for turn, one in enumerate(messages[: number + 1]) if one["role"] == ASSISTANT}
     marked = [{**one, "content": marks.get(turn, one["content"])} for turn, one in enumerate(messages)]
     around, at, begin, before = render(marked, tokenizer), 0, 0, ""
     for turn, mark in marks.items():
@@ -73,6 +75,10 @@ def _by_marks(messages: Messages, number: int, text: str, tokenizer: Any) -> tup
     return begin - _own(before, marked[:number], tokenizer), at + _ending(end, text[at:], tokenizer)
 
 
+def _stands(said: str, text: str) -> bool:
+    return any(one and one in text for one in _written(said))
+
+
 def _written(said: str) -> tuple[str, ...]:
     """As templates may write it: as it is, without the space around it, without the thoughts before it."""
     behind = said.rpartition(END_OF_THOUGHTS)[2]
@@ -84,7 +90,7 @@ def _own(before: str, earlier: Messages, tokenizer: Any) -> int:
     if not earlier:
         return 0
     asking = render(earlier, tokenizer, asking=True)
-    request = asking[len(commonprefix([asking, render(earlier, tokenizer)])) :]  # noqa: RUF071 (texts, not paths)
+    request = asking[shared(asking, render(earlier, tokenizer)) :]
     name = re.match(r"\W*\w+", request)  # less is in common by chance
     for length in range(len(request), name.end() - 1 if name else len(request), -1):
         at = before.rfind(request[:length])

@@ -38,6 +38,8 @@ def schedule_names() -> Sequence[str]:
     return SCHEDULES
 
 
+LARGEST_SEED = (1 << 32) - 1
+"""NumPy's, which trainers seed too."""
 OPTIONS = (
     click.Option(
         ["--emit", "emit_folder"],
@@ -61,7 +63,9 @@ OPTIONS = (
         type=Read(options.whole(0, 1_000_000), "N"),
         help="Of the written files; by default a tenth of all.",
     ),
-    click.Option(["--seed"], type=Read(options.whole(0, 1 << 40), "N"), help="Of the written files; by default 42."),
+    click.Option(
+        ["--seed"], type=Read(options.whole(0, LARGEST_SEED), "N"), help="Of the written files; by default 42."
+    ),
 )
 
 

@@ -31,7 +31,8 @@ def rate_note(order: Order) -> tuple[str, ...]:
 
 def _course(schedule: Schedule) -> str:
     steps = schedule.warm_up_steps
-    first = "the first tenth of the steps" if steps is None else f"the first {steps} step{'s' if steps != 1 else ''}"
+    counted = "the first step" if steps == 1 else f"the first {steps} steps"
+    first = "the first tenth of the steps" if steps is None else counted
     return (f"rising over {first} and " if steps != 0 else "") + THEN[schedule.name]
 
 

@@ -21,12 +21,13 @@ def check_tools(order: Order, names: Sequence[str]) -> None:
         UnknownName: there is no such tool.
         BadInput: some of them cannot express the recipe; in one line, which, and what would.
     """
-    wrong = []
+    wrong: list[str] = []
     for name in dict.fromkeys(names):
         try:
             find_tool(name).files(order)
         except BadInput as error:
-            wrong.append(f"{error}: {advice(name, order)}")
+            if not any(one.startswith(f"{error}: ") for one in wrong):  # a job script fails as the tool that it starts
+                wrong.append(f"{error}: {advice(name, order)}")
     if wrong:
         raise BadInput("; ".join(wrong))
 

@@ -137,4 +137,5 @@ def _words(before: Recipe, after: Recipe) -> Iterator[str]:
         yield f"the loss {after.loss}"
     if before.parallelism != after.parallelism:
         place = after.parallelism
-        yield place.kind + (f" with offload of {' and '.join(place.offload)}" if place.offload else "")
+        offload = f" with offload of {' and '.join(place.offload)}" if place.offload else ""
+        yield place.kind + (offload or (" without offload" if before.parallelism.offload else ""))

@@ -5,20 +5,26 @@ turn of Qwen 3, and stops at those of Gemma and Mistral. Those of ChatML it take
 """
 
 import re
-from pathlib import PurePosixPath
 
 from planner.emit.tokenizer_files import template_in
 
 SIGNS = (
     (("<start_of_turn>",), "gemma"),
     (("<|start_header_id|>",), "llama3"),
+    (("[INST] ", "<<SYS>>"), "llama2"),
     (("[INST] ",), "mistral"),
     (("<|im_start|>", "enable_thinking", "<think>\\n\\n</think>"), "qwen3_nothink"),
     (("<|user|>", "<|end|>"), "phi"),
 )
 """What stands in a chat template, and the name of the one that learns the same of it."""
-NAMES = ((r"llama-3", "llama3"), (r"qwen3-", "qwen3_nothink"), (r"gemma-[1-3]", "gemma"), (r"phi-3", "phi"))
-"""Of a Hub id, where the files are not at hand."""
+NAMES = (
+    (r"(meta-llama|unsloth)/(meta-)?llama-3[.\d]*-\d+b-instruct", "llama3"),
+    (r"(google|unsloth)/gemma-(1\.1-|[23]-)?\d+[bm]-it", "gemma"),
+    (r"(qwen|unsloth)/qwen3-[\d.]+b(-a\d+b)?(-instruct-2507)?", "qwen3_nothink"),
+    (r"microsoft/phi-3(\.5)?-mini-.*instruct", "phi"),
+    (r"mistralai/mistral-7b-instruct-v0\.3", "mistral"),
+)
+"""Of a whole Hub id in small letters, where the files are not at hand: other makers' may have other templates."""
 TAKEN_APART_RIGHT = "<|im_start|>"
 DOUBT = (
     "LLaMA-Factory takes the tokenizer's chat template apart by trial, not always right: look at the first example "
@@ -31,8 +37,7 @@ def template_name(weights: str) -> str | None:
     text = template_in(weights)
     if text is not None:
         return next((name for signs, name in SIGNS if all(sign in text for sign in signs)), None)
-    last = PurePosixPath(weights).name.lower()
-    return None if weights.startswith("/") else next((name for sign, name in NAMES if re.search(sign, last)), None)
+    return next((name for sign, name in NAMES if re.fullmatch(sign, weights.lower())), None)
 
 
 def template_doubt(weights: str) -> str | None:

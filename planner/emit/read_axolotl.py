@@ -9,7 +9,7 @@ from estimators.techniques import OPTIMIZERS
 from estimators.units import format_bytes
 from planner.emit.read_trl import targets_of
 from planner.emit.read_usual import ARGUMENTS, ARGUMENTS_TOLD, MODULES_TO_SAVE, near_attention, strategy_says
-from planner.emit.reading import Fields, Setting, is_on, known
+from planner.emit.reading import LARGEST_SEED, Fields, Setting, is_on, known
 
 NAME = "axolotl"
 SIGNS = (
@@ -108,9 +108,9 @@ def read(fields: Fields, setting: Setting) -> Recipe:
         packing=fields.flag("sample_packing", False),
         parallelism=setting.place,
         kbit_upcast=False,  # it casts back what PEFT's preparation upcast (_configure_embedding_dtypes)
-        evaluation_batch=_evaluation(fields, micro_batch),
+        evaluation_batch=_evaluation(fields, micro_batch, cuts=cuts),
         learning_rate=fields.number("learning_rate", 2e-4),
-        seed=fields.whole("seed", 42),
+        seed=fields.whole("seed", 42, high=LARGEST_SEED),
         expandable_segments=True,
     )
     fields.tell(TOLD)
@@ -215,13 +215,19 @@ def _tell_kernels(fields: Fields, kernels: Mapping[str, object], quantized: str)
         fields.assumed.append(f"{', '.join(on)} priced as PEFT's own layers")
 
 
-def _evaluation(fields: Fields, micro_batch: int) -> int | None:
+def _evaluation(fields: Fields, micro_batch: int, *, cuts: bool) -> int | None:
     """How many rows at a time, where there is something to evaluate on and a time to do it."""
     batch = fields.whole("eval_batch_size", micro_batch, 1, 65_536)
     rows = is_on(fields.take("test_datasets")) or fields.number("val_set_size", 0.0) > 0
     times = [fields.take(name) not in (None, 0, False) for name in ("evals_per_epoch", "eval_steps")]
     strategies = [strategy_says(fields, name) for name in ("eval_strategy", "evaluation_strategy")]
-    return batch if rows and any((*times, *strategies)) else None
+    evaluates = rows and any((*times, *strategies))
+    if evaluates and cuts:  # as many rows as are trained then take less than training does
+        fields.assumed.append(
+            f"evaluation in batches of {batch} is not priced: cut_cross_entropy keeps no logits there"
+        )
+        return None
+    return batch if evaluates else None
 
 
 def _tell_float32(fields: Fields, setting: Setting, recipe: Recipe) -> None:

@@ -32,7 +32,7 @@ def read_fsdp(table: Mapping[str, Any], where: str, tool: str, words: str = "", 
     Raises:
         BadInput: FSDP's first version, which nobody prices here, or weights that stay together.
     """
-    inner = {name.removeprefix("fsdp_"): value for name, value in table.items()}
+    inner = {str(name).removeprefix("fsdp_"): value for name, value in table.items()}
     fields = Fields(where=f"{where}: fsdp_config", left=inner)
     said = fields.take("version", UNSAID_VERSION[tool])
     if str(version or said) != "2":

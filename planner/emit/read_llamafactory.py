@@ -5,7 +5,7 @@ from estimators.recipe import Adapter, Recipe
 from estimators.techniques import OPTIMIZERS
 from planner.emit.read_trl import targets_of
 from planner.emit.read_usual import ARGUMENTS, ARGUMENTS_TOLD, MODULES_TO_SAVE, evaluation, strategy_says
-from planner.emit.reading import Fields, Setting, known
+from planner.emit.reading import LARGEST_SEED, Fields, Setting, known
 
 NAME = "llamafactory"
 SIGNS = ("finetuning_type", "stage", "cutoff_len", "lora_rank", "lora_target", "quantization_bit", "template")
@@ -87,7 +87,7 @@ def read(fields: Fields, setting: Setting) -> Recipe:
         kbit_upcast=False,
         evaluation_batch=evaluation(fields, "per_device_eval_batch_size", 8, evaluates=_evaluates(fields)),
         learning_rate=fields.number("learning_rate", 5e-5),
-        seed=fields.whole("seed", 42),
+        seed=fields.whole("seed", 42, high=LARGEST_SEED),
         expandable_segments=_expandable(fields, setting),
     )
     fields.tell(TOLD)
@@ -126,7 +126,8 @@ def _attention(fields: Fields, setting: Setting) -> str:
 
 def _evaluates(fields: Fields) -> bool:
     """While it trains, or once when it has."""
-    return strategy_says(fields) or fields.flag("do_eval", False)
+    now_and_then, asked = strategy_says(fields), fields.flag("do_eval", False)
+    return now_and_then or asked
 
 
 def _expandable(fields: Fields, setting: Setting) -> bool:

@@ -40,6 +40,7 @@ BUCKETS = {
     "max_live_parameters": "live_elements",
 }  # fmt: skip
 """DeepSpeed hears the last three with and without their prefix (runtime/zero/config.py of 0.19)."""
+NEVER_EMPTY, MOST_ELEMENTS = ("reduce_bucket_size", "allgather_bucket_size"), 1 << 40
 DEEPSPEED_OPTIMIZERS = {"adam": "adamw_torch", "adamw": "adamw_torch"}
 """What the recipe calls DeepSpeed's own: FusedAdam, or CPUAdam where it is offloaded."""
 
@@ -195,9 +196,12 @@ def _bucket(zero: Fields, key: str, name: str, hidden_size: int) -> int | None:
     if value is None or value == AUTO:
         return _automatic(name, hidden_size) if value else None
     try:
-        return int(float(value))  # people write 5e8
+        size = int(float(value))  # people write 5e8
     except (TypeError, ValueError, OverflowError):
-        raise zero.wrong(key, "a number or auto", value) from None
+        size = -1
+    if type(value) is bool or not (key in NEVER_EMPTY) <= size <= MOST_ELEMENTS:
+        raise zero.wrong(key, "a number or auto", value)
+    return size
 
 
 def _automatic(name: str, hidden_size: int) -> int | None:

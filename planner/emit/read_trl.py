@@ -15,7 +15,7 @@ from planner.emit.read_usual import (
     near_attention,
     strategy_says,
 )
-from planner.emit.reading import Fields, Setting, known
+from planner.emit.reading import LARGEST_SEED, Fields, Setting, known
 from runners.environment import CUDNN_LAST
 
 NAME = "trl"
@@ -79,7 +79,7 @@ def read(fields: Fields, setting: Setting) -> Recipe:
         parallelism=setting.place,
         evaluation_batch=evaluation(fields, "per_device_eval_batch_size", 8, evaluates=strategy_says(fields)),
         learning_rate=fields.number("learning_rate", 2e-5),
-        seed=fields.whole("seed", 42),
+        seed=fields.whole("seed", 42, high=LARGEST_SEED),
         expandable_segments=any("expandable_segments:True" in value for value in environment.values()),
     )
 

@@ -14,6 +14,7 @@ from planner.emit.rows import row
 
 Value = TypeVar("Value")
 NEAR = 0.8
+LARGEST_SEED = (1 << 32) - 1
 _FLOAT = r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?"
 _WORDS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 
@@ -50,6 +51,7 @@ class Fields:
     """Every key of the file."""
 
     def __post_init__(self) -> None:
+        self.left = {str(name): value for name, value in self.left.items()}  # YAML has keys that are no texts
         self.given = frozenset(self.left)
 
     def take(self, name: str, default: Any = None) -> Any:
@@ -117,7 +119,8 @@ class Fields:
 
     def missing(self, names: Collection[str]) -> BadInput:
         """The error of keys that must be there, with what stands there instead of one."""
-        typed = {near: name for name in names for near in difflib.get_close_matches(name, self.left, n=1, cutoff=NEAR)}
+        words = [word for name in names for word in name.split(" or ")]
+        typed = {near: word for word in words for near in difflib.get_close_matches(word, self.left, n=1, cutoff=NEAR)}
         hint = "".join(f"; {near[:60]!a}: did you mean {name}?" for near, name in typed.items())
         return BadInput(f"{self.where}: {' and '.join(names)} missing{hint}")
 

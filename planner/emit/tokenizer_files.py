@@ -33,9 +33,10 @@ def text_begins_with(weights: str) -> str | None:
     for processor in _processors(_table(Path(weights) / "tokenizer.json").get("post_processor")):
         pieces = processor.get("single")
         first = pieces[0] if isinstance(pieces, list) and pieces else None
-        token = first.get("SpecialToken", {}).get("id") if isinstance(first, dict) else None
-        if isinstance(token, str):
-            return token
+        token = first.get("SpecialToken") if isinstance(first, dict) else None
+        name = token.get("id") if isinstance(token, dict) else None
+        if isinstance(name, str):
+            return name
     return None
 
 

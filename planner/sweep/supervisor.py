@@ -88,6 +88,7 @@ class Supervisor:
             with remembered() as interrupted_before:
                 self._recover()
                 self._announce()
+                interrupted_before()
                 while self._step():
                     interrupted_before()
         except KeyboardInterrupt:

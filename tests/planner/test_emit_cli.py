@@ -146,6 +146,12 @@ def test_a_job_script_for_another_trainer_says_what_it_starts(plan: Run, tmp_pat
     assert sum("which starts axolotl" in note for note in notes) == 2
     code, _, err = plan(*LORA, "--method", "lora", "--emit", str(tmp_path / "n"), "--for", "unsloth,slurm")
     assert code == 2 and "slurm cannot express a job of 'unsloth'" in err and "leave slurm out of --for" in err
+    code, _, err = plan(
+        *LORA, "--method", "full", "--precision", "amp", "--emit", str(tmp_path / "n"), "--for", "axolotl,slurm"
+    )
+    assert code == 2 and err.count("axolotl cannot express") == 1 and "leave slurm out" not in err
+    code, _, err = plan(*LORA, "--seed", "4294967296", "--emit", str(tmp_path / "n"))
+    assert code == 2 and "--seed" in err
 
 
 def test_schedule_and_seed_belong_to_written_files(plan: Run, tmp_path: Path) -> None:

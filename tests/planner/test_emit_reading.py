@@ -108,7 +108,57 @@ def test_losses_of_axolotls_plugins(more: str, loss: str) -> None:
     found = taken(AXOLOTL + "gradient_checkpointing: true\n" + more)
     assert found.recipe.loss == loss
     assert found.not_understood == ()
-    assert taken(AXOLOTL + more).recipe.loss == "plain" or "liger_fused" not in more  # its kernels for layers are off
+
+
+def test_a_fused_loss_without_kernels_for_layers_is_priced_as_plain_where_layers_decide() -> None:
+    more = "plugins: [axolotl.integrations.liger.LigerPlugin]\nliger_fused_linear_cross_entropy: true\n"
+    assert taken(AXOLOTL + more).recipe.loss == "plain"
+    assert taken(AXOLOTL + "gradient_checkpointing: true\n" + more).recipe.loss == "liger"
+
+
+def test_cut_cross_entropy_keeps_no_logits_where_it_evaluates_either() -> None:
+    more = "plugins: [axolotl.integrations.cut_cross_entropy.CutCrossEntropyPlugin]\ngradient_checkpointing: true\n"
+    found = taken(AXOLOTL + more + "val_set_size: 0.1\nevals_per_epoch: 1\neval_batch_size: 8\n")
+    assert found.recipe.evaluation_batch is None
+    assert any("evaluation in batches of 8 is not priced" in one for one in found.assumed)
+
+
+@pytest.mark.parametrize("text", [AXOLOTL, FACTORY, TRL])
+def test_seeds_are_as_large_as_trainers_take(text: str) -> None:
+    assert taken(text + "seed: 4294967295\n").recipe.seed == 4_294_967_295
+    with pytest.raises(BadInput, match="seed must be a whole number"):
+        taken(text + "seed: 4294967296\n")
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ("fsdp_config: {1: 2}\n", "fsdp"),
+        ("deepspeed: {zero_optimization: {1: 2, stage: 2}}\n", None),
+        ("deepspeed: {1: 2}\n", None),
+        ("deepspeed: {zero_optimization: {stage: 2, reduce_bucket_size: 0}}\n", "reduce_bucket_size must be a number"),
+        ("deepspeed: {zero_optimization: {stage: 2, reduce_bucket_size: 1.0e+308}}\n", "must be a number"),
+        ("deepspeed: {zero_optimization: {stage: 2, allgather_bucket_size: true}}\n", "must be a number"),
+    ],
+)
+def test_odd_sections_are_told_in_one_line(more: str, said: str | None) -> None:
+    if said is None:
+        assert any("1" in name for name in taken(AXOLOTL + more, CLUSTER).not_understood)
+    else:
+        with pytest.raises(BadInput, match=said):
+            taken(AXOLOTL + more, CLUSTER)
+
+
+def test_every_word_for_evaluation_is_heard() -> None:
+    found = taken(FACTORY + "val_size: 0.1\ndo_eval: true\neval_strategy: steps\n")
+    assert (found.recipe.evaluation_batch, found.not_understood) == (8, ())
+
+
+def test_one_of_two_missing_words_that_was_mistyped_is_named() -> None:
+    mistyped = AXOLOTL.replace("lora_target_linear", "lora_target_linears")
+    assert mistyped != AXOLOTL
+    with pytest.raises(BadInput, match="did you mean lora_target_linear"):
+        taken(mistyped)
 
 
 @pytest.mark.parametrize(

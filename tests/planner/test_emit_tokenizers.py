@@ -81,8 +81,13 @@ def test_llamafactory_is_told_the_template_that_it_takes_apart_wrongly(
 def test_of_a_hub_id_llamafactorys_template_is_known_by_its_name_or_the_doubt_is_said() -> None:
     found, notes = written("llamafactory", "meta-llama/Llama-3.2-1B-Instruct")
     assert found["template"] == "llama3" and "by trial" not in notes
-    found, notes = written("llamafactory", "mistralai/Mistral-7B-Instruct-v0.3")
-    assert "template" not in found and "by trial" in notes
+    for other in (
+        "mistralai/Mistral-7B-Instruct-v0.1",
+        "NousResearch/Hermes-3-Llama-3.1-8B",
+        "Qwen/Qwen3-4B-Thinking-2507",
+    ):
+        found, notes = written("llamafactory", other)
+        assert "template" not in found and "by trial" in notes, other
 
 
 def test_llamafactory_begins_completions_as_the_tokenizer_does(tmp_path: Path) -> None:
@@ -105,7 +110,12 @@ def test_llamafactory_is_doubted_where_the_checkpoint_is_of_another_type(tmp_pat
 
 
 def test_a_folder_that_cannot_be_read_says_nothing(tmp_path: Path) -> None:
-    for text in ("[", "[1]", '{"added_tokens": [3], "post_processor": {"processors": [{"single": [0]}]}}'):
+    for text in (
+        "[",
+        "[1]",
+        '{"added_tokens": [3], "post_processor": {"processors": [{"single": [0]}]}}',
+        '{"post_processor": {"single": [{"SpecialToken": null}]}}',
+    ):
         for name in ("tokenizer.json", "tokenizer_config.json", "config.json"):
             (tmp_path / name).write_text(text)
         weights = str(tmp_path)

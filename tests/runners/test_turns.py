@@ -9,6 +9,7 @@ import pytest
 
 pytest.importorskip("trl", reason="trl is not installed")
 
+from estimators.errors import BadInput
 from runners.chat import NOT_LEARNED, conversation
 from tests.runners import tiny_checkpoint
 
@@ -99,3 +100,22 @@ def test_all_of_trls_templates_for_texts_can_be_taken_apart() -> None:
         for answer, one in zip(("four", "five", "yes"), stretches, strict=True):
             assert answer in one, path.stem
     assert refused == {"idefics3", "llava_next", "smolvlm"}
+
+
+def test_what_looks_like_a_mark_is_only_an_answer() -> None:
+    """Marks stand in for answers while a template is taken apart."""
+    found = tuple(learned(said("zq1z", "zqq1z", "yes"), tokenizer_of("qwen3_6")))
+    assert found[:2] == ("zq1z<|im_end|>", "zqq1z<|im_end|>")
+
+
+def test_the_words_before_a_first_turn_are_not_the_assistants() -> None:
+    tokenizer = tokenizer_of("qwen2_5")
+    first = [{"role": "assistant", "content": "hello"}, *said("four")]
+    assert tuple(learned(first, tokenizer)) == ("hello<|im_end|>", "four<|im_end|>")
+
+
+def test_a_template_that_changes_the_words_is_refused() -> None:
+    tokenizer = tokenizer_of("qwen2_5")
+    tokenizer.chat_template = tokenizer.chat_template.replace("message.content", "message.content | upper")
+    with pytest.raises(BadInput, match="rewrites earlier turns"):
+        list(learned(said("<think>a</think>"), tokenizer))
