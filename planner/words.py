@@ -7,6 +7,7 @@ from dataclasses import fields
 from estimators.calibration import DEFAULT
 from estimators.hardware import Cluster
 from estimators.model import ModelSpec
+from estimators.price import Price
 from estimators.units import format_bytes
 from planner.change import Change
 from planner.goal import Goal
@@ -89,6 +90,18 @@ def method_words(label: str) -> str:
     """A method's label with its first word as people write it."""
     method, plus, rest = label.partition(" + ")
     return METHOD_WORDS.get(method, method) + plus + rest
+
+
+BESIDE_TRAINING = {"evaluation": "evaluating", "save": "saving", "load": "loading"}
+
+
+def beside_training(price: Price) -> str | None:
+    """What takes the most of the tightest GPU, where that is not training itself."""
+    share = price.tightest
+    phases = {name: price.phases[name] for name in BESIDE_TRAINING if name in price.phases}
+    if not phases or share.worst_phase.high <= share.process.high:
+        return None
+    return BESIDE_TRAINING[max(phases, key=lambda name: phases[name])]
 
 
 def shortfall(candidate: Candidate) -> str:

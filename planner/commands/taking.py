@@ -9,7 +9,7 @@ import click
 
 from estimators.errors import BadInput, UnknownName
 from planner.commands import emitting, machine
-from planner.commands.parameters import Read, as_typed
+from planner.commands.parameters import Read, as_typed, option_name
 from planner.goal import Goal
 from planner.report.figures import clean
 from planner.report.page import BLANK, Line, labelled, title
@@ -42,6 +42,8 @@ OF_A_GOAL = (
     "loss", "rules_path", "data", *emitting.OF_THE_JOB,
 )  # fmt: skip
 """What the file says itself."""
+SWITCHES = ("padded", "packing")
+"""Of those, which are off where nothing is said."""
 LIMITS = ("vram_budget_bytes", "headroom_bytes", "assume_idle", "tokens", "samples")
 
 
@@ -55,10 +57,21 @@ def check(values: Mapping[str, Any]) -> None:
             raise BadInput(f"{alone} belongs to --from, which is missing")
         return
     for name in OF_A_GOAL:
-        if not (values[name] in (None, ()) or values[name] is False):  # 0 is something
-            raise BadInput(f"--from says what is trained and how: {name.replace('_', ' ')} cannot be given beside it")
+        if not (values[name] in (None, ()) or (values[name] is False and name in SWITCHES)):  # 0 is something
+            option = _spelled(name, values[name])
+            raise BadInput(f"--from says what is trained and how: {option} cannot be given beside it")
     if values["emit_for"] is not None:
         raise BadInput("--from writes back the file of the tool that it came from, so --for cannot be given beside it")
+
+
+def _spelled(name: str, value: object) -> str:
+    """The option as it was typed."""
+    context = click.get_current_context(silent=True)
+    found = {param.name: param for param in context.command.params} if context else {}
+    if name not in found:
+        return f"--{name.replace('_', '-')}"
+    off = found[name].secondary_opts
+    return off[0] if value is False and off else option_name(found[name])
 
 
 def run(values: Mapping[str, Any]) -> int:
@@ -180,10 +193,9 @@ class _Answer:
 
     def emit(self, folder: Path, plan: "Plan", price: "Price", correction: "Correction | None") -> "Emitted":
         from planner.emit.about import of_file
-        from planner.emit.deepspeed import FILE as DEEPSPEED_FILE
         from planner.emit.folder import digest_of, emit
         from planner.emit.moved import move
-        from planner.emit.rewrite import changed_settings, difference, rewrite, written_beside
+        from planner.emit.rewrite import difference, edits, rewrite, written_beside
         from planner.report.json import dump, plan_document
         from planner.versions import versions
 
@@ -191,11 +203,10 @@ class _Answer:
         recipe = correction.recipe if correction else self.taken.recipe
         order = self.order(recipe, digest_of(text), correction.price if correction else price)
         name = Path(self.taken.document.where).name
-        document, before, notes = move(self.taken.document, self.taken.tool)
-        altered, dropped = changed_settings(self.taken.tool, self.order(self.taken.recipe), order)
-        if order.zero:
-            altered["deepspeed"] = DEEPSPEED_FILE  # which is written beside it, with these batches
-        after = rewrite(document, altered, dropped) if correction else document.text
+        altered, dropped, notes = edits(self.taken, order)
+        document, before, more = move(self.taken.document, self.taken.tool, {*altered, *dropped})
+        notes = (*notes, *more)
+        after = rewrite(document, altered, dropped)
         change = difference(before, after, name)
         own = {name: after, **({f"{name}.diff": change} if change else {})}
         changes = correction.changes if correction else ()

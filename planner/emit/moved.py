@@ -1,7 +1,7 @@
 """A configuration on its way into another folder: what it names beside it is found from there, and its secrets stay."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -45,8 +45,9 @@ class Moved(NamedTuple):
     notes: tuple[str, ...]
 
 
-def move(document: Document, tool: str) -> Moved:
-    """
+def move(document: Document, tool: str, replaced: Collection[str] = ()) -> Moved:
+    """Nothing is said of the keys that are about to be `replaced`.
+
     Raises:
         BadInput: without its secrets it is no YAML (an anchor stood on one).
     """
@@ -61,6 +62,8 @@ def move(document: Document, tool: str) -> Moved:
             notes.append(f"{value.key} is a secret and was not copied: set it in the file, or in the environment")
         elif value.key in PATHS and (found := _found(text, document.where)):
             paths[place] = scalar(str(found))
+        elif value.key in replaced:
+            continue
         elif value.key in PATHS and not Path(text).is_absolute() and FILE_LIKE.fullmatch(text):
             notes.append(f"{value.key} {text}: nothing of that name is here; it is looked for in the new folder")
     before = _edited(document.text, secrets)

@@ -1,5 +1,6 @@
 """`plan --from FILE`: whose configuration it is, and what it says as a recipe."""
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -31,6 +32,8 @@ READERS: dict[str, Reader] = {
 MODELS = {"axolotl": "base_model", "llamafactory": "model_name_or_path", "trl": "model_name_or_path"}
 MASKED = ("hf_token", "hf_hub_token", "ms_hub_token", "wandb_api_key", "hub_token", "swanlab_api_key")
 """Secrets some people keep in such files: never read, shown or copied into a message."""
+CHECKPOINTS = "activation_checkpointing"
+"""Of FSDP's section; where a configuration has one it is heard before accelerate's (TrainingArguments)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,6 +43,10 @@ class Taken:
     tool: str
     document: Document
     recipe: Recipe
+    alone: Recipe
+    """What the trainer's own keys say, without DeepSpeed's own optimizer and FSDP's own checkpointing."""
+    placed_here: bool
+    """Whether the configuration itself, or a file that it names and that is here, says how the job is spread."""
     not_understood: tuple[str, ...]
     """Keys that may change what the job takes, and that nobody here has read."""
     assumed: tuple[str, ...]
@@ -85,7 +92,7 @@ def take(
     Raises:
         BadInput: a key is wrong, or names what is not priced here.
     """
-    spread = _spread(document, tool, model.hidden_size, accelerate_config, deepspeed_config)
+    spread, placed_here = _spread(document, tool, model.hidden_size, accelerate_config, deepspeed_config)
     place = spread.parallelism(cluster.size)
     assumed = [] if spread.devices else [f"launched on all {place.devices} GPUs" if place.devices > 1 else "on one GPU"]
     setting = Setting(
@@ -94,7 +101,8 @@ def take(
     )  # fmt: skip
     fields = Fields(where=document.where, left=dict(document.table), assumed=[*assumed, *spread.assumed])
     bucket = fields.whole("ddp_bucket_cap_mb", spread.buckets.ddp_mib, 1, 1 << 20)
-    recipe = _with(READERS[tool].read(fields, setting), spread, fields)
+    alone = READERS[tool].read(fields, setting)
+    recipe = _with(alone, spread, fields)
     if not recipe.packing:
         fields.assumed.append("rows of the full length, which nothing packs: shorter ones take less memory and time")
     harmless = (*READERS[tool].harmless, *MASKED, MODELS[tool])
@@ -103,6 +111,8 @@ def take(
         tool=tool,
         document=document,
         recipe=replace(recipe, buckets=replace(spread.buckets, ddp_mib=bucket)),
+        alone=alone,
+        placed_here=placed_here,
         not_understood=(*unknown, *spread.not_understood),
         assumed=tuple(fields.assumed),
         meant={name: near for name in unknown if (near := fields.meant(name, harmless))},
@@ -120,24 +130,37 @@ def _with(recipe: Recipe, spread: Spread, fields: Fields) -> Recipe:
     return recipe
 
 
-def _spread(document: Document, tool: str, hidden_size: int, accelerate: str | None, deepspeed: str | None) -> Spread:
-    """The files that were given, else those that the configuration names."""
+def _spread(
+    document: Document, tool: str, hidden_size: int, accelerate: str | None, deepspeed: str | None
+) -> tuple[Spread, bool]:
+    """The files that were given, else those that the configuration names; and whether it was the configuration that
+    said it."""
     if accelerate:
         found = read_accelerate(accelerate, hidden_size)
     else:
         found = of_trl(document.table, document.where, hidden_size, lambda name: _beside(name, None, document.where))
-    named = deepspeed or found.deepspeed_file or document.table.get("deepspeed")
-    if named:
+    given = deepspeed or found.deepspeed_file
+    if named := given or document.table.get("deepspeed"):
+        here = not given
         where = "--deepspeed-config" if deepspeed else f"{document.where}: deepspeed"
         if isinstance(named, dict):
             zero = of_deepspeed(dict(named), where, hidden_size)
         else:
-            zero = read_deepspeed(_beside(str(named), deepspeed, accelerate or document.where), where, hidden_size)
-        return zero._replace(devices=found.devices, not_understood=(*found.not_understood, *zero.not_understood))
-    if found.kind == "fsdp2" or (shards := read_arguments(document.table, document.where, tool)) is None:
-        return found
-    unknown = (*found.not_understood, *shards.not_understood)
-    return found._replace(kind="fsdp2", offload=shards.offload, checkpoints=shards.checkpoints, not_understood=unknown)
+            path = _beside(str(named), deepspeed, accelerate or document.where)
+            zero = read_deepspeed(path, where, hidden_size)
+            here = here and Path(path).exists()  # else it was read as the published one of that name
+        unknown = (*found.not_understood, *zero.not_understood)
+        return zero._replace(devices=found.devices, not_understood=unknown), here
+    if (shards := read_arguments(document.table, document.where, tool)) is None:
+        return found, found.kind in (None, "none", "ddp")
+    told = found.kind != "fsdp2" or any(
+        str(name).endswith(CHECKPOINTS) for name in document.table.get("fsdp_config") or {}
+    )
+    offload = shards.offload or found.offload
+    return found._replace(
+        kind="fsdp2", offload=offload, checkpoints=shards.checkpoints if told else found.checkpoints,
+        not_understood=(*found.not_understood, *shards.not_understood),
+    ), told and offload == shards.offload  # fmt: skip
 
 
 def _beside(name: str, given: str | None, owner: str) -> str:
@@ -146,4 +169,4 @@ def _beside(name: str, given: str | None, owner: str) -> str:
     if given or path.is_absolute():
         return name
     near = Path(owner).parent / path
-    return str(near if near.exists() else path)
+    return str(near if os.path.exists(near) else path)  # noqa: PTH110 (hears any text)

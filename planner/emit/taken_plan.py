@@ -2,7 +2,7 @@
 
 from estimators.hardware import Cluster
 from estimators.model import ModelSpec
-from estimators.price import Price
+from estimators.price import Interval, Price
 from estimators.units import format_bytes
 from planner.best import could_fit
 from planner.dry import INSTALL
@@ -10,7 +10,7 @@ from planner.emit.correct import Correction
 from planner.emit.taken import Taken
 from planner.goal import Goal
 from planner.plan import Candidate, Plan
-from planner.words import describe_gpus, shortfall
+from planner.words import beside_training, describe_gpus, shortfall
 
 
 def plan_of_taken(
@@ -55,39 +55,43 @@ def method_of(taken: Taken) -> str:
 
 
 def _verdict(taken: Taken, candidate: Candidate, cluster: Cluster, fast: bool) -> str:
-    price, share = candidate.price, candidate.price.tightest
+    price, room = candidate.price, format_bytes(candidate.price.tightest.budget_bytes)
     where = f"{taken.document.where} ({taken.tool}) on {describe_gpus(cluster)}"
-    evaluates, rows = _evaluates_too_much(price), taken.recipe.evaluation_batch
-    worst = share.worst_phase if evaluates else price.process
-    size = f"{format_bytes(worst.value)} a GPU (at most {format_bytes(worst.high)}) of"
-    if not price.fits and price.evidence == "formula" and could_fit(price):
-        least, most, room = (format_bytes(size) for size in (worst.low, worst.high, share.budget_bytes))
-        what = f", where it evaluates {rows} rows at a time" if evaluates else ""
-        instead = "leave --fast out" if fast else INSTALL
-        said = f"by formula it may not fit ({least} to {most} a GPU of {room}{what})"
-        return f"{where}: {said}; a dry run decides: {instead}."
     if price.fits:
         speed = f"about {price.tokens_per_second.value:,.0f} tokens/s"
-        return f"{where} fits: {size} {format_bytes(share.budget_bytes)}, {speed}."
-    if evaluates:
-        size = f"evaluating {rows} rows at a time takes {size}"
-    return f"{where} does not fit: {size} {format_bytes(share.budget_bytes)}; it {shortfall(candidate)}."
+        return f"{where} fits: {_size(price.process)} of {room}, {speed}."
+    worst, doing = price.tightest.worst_phase, _doing(taken, price)
+    if price.evidence == "formula" and could_fit(price):
+        said = f"{format_bytes(worst.low)} to {format_bytes(worst.high)} a GPU of {room}"
+        instead = "leave --fast out" if fast else INSTALL
+        said += f", {doing}" if doing else ""
+        return f"{where}: by formula it may not fit ({said}); a dry run decides: {instead}."
+    size = f"{doing} takes {_size(worst)} of {room}" if doing else f"{_size(worst)} of {room}"
+    also = f", and training {_size(price.process)}" if doing and _trains_too_much(price) else ""
+    return f"{where} does not fit: {size}{also}; it {shortfall(candidate)}."
 
 
-def _evaluates_too_much(price: Price) -> bool:
-    """Whether it is evaluation alone that does not fit."""
+def _size(size: Interval) -> str:
+    return f"{format_bytes(size.value)} a GPU (at most {format_bytes(size.high)})"
+
+
+def _doing(taken: Taken, price: Price) -> str | None:
+    """What takes the most, where that is not training itself."""
+    doing = beside_training(price)
+    return f"evaluating {taken.recipe.evaluation_batch} rows at a time" if doing == "evaluating" else doing
+
+
+def _trains_too_much(price: Price) -> bool:
+    """Whether training alone does not fit either."""
     share = price.tightest
-    room = share.budget_bytes - share.headroom_bytes
-    return (
-        price.process.high <= room < share.worst_phase.high and price.phases.get("evaluation", 0) > price.process.value
-    )
+    return share.process.high > share.budget_bytes - share.headroom_bytes
 
 
 def _change(correction: Correction | None) -> str:
     if correction is None:
         return "nothing that was tried makes it fit: fewer tokens at a time, QLoRA, sharding, offload"
     price = correction.price
-    size = f"at most {format_bytes(price.process.high)} a GPU by {price.evidence}"
+    size = f"at most {format_bytes(price.tightest.worst_phase.high)} a GPU by {price.evidence}"
     speed = f"about {price.tokens_per_second.value:,.0f} tokens/s"
     learned = "; it changes what is learned" if correction.changes_learning else "; what is learned stays the same"
     return f"it fits with {', '.join(correction.changes)}: {size}, {speed}{learned}"

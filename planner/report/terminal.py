@@ -18,6 +18,7 @@ from planner.report.figures import (
     rate,
 )
 from planner.report.page import BLANK, Column, Line, Span, labelled, paragraph, table, title
+from planner.words import beside_training
 
 TERMS = {
     "weights": "weights",
@@ -93,7 +94,7 @@ def _memory(plan: Plan, chosen: Candidate, width: int) -> list[Line]:
     page.append(_sized("total", column, price.process.value, ((error_bar(price.process), ""),), "bold"))
     page.append(_sized("budget", column, share.budget_bytes, ((_origin(plan, share), "dim"),)))
     page.append(_sized("kept as headroom", column, share.headroom_bytes))
-    page.append(_left_over(share, column, width))
+    page.append(_left_over(price, column, width))
     return page + (_beside(price, column) if chosen.recipe.parallelism.offload else [])
 
 
@@ -124,10 +125,14 @@ def _origin(plan: Plan, share: GpuShare) -> str:
     return f"usable{total} when idle" if idle else f"free now{total}"
 
 
-def _left_over(share: GpuShare, column: int, width: int) -> Line:
+def _left_over(price: Price, column: int, width: int) -> Line:
+    """Of the worst phase, which is named with its size where it is another than the rows above add up to."""
+    share = price.tightest
     left = share.spare_bytes
     name = "spare" if left >= 0 else "missing"
     where = "at the upper end of the error bar: " if width >= 80 else ""
+    if other := beside_training(price):
+        where = f"{other}, at most {format_bytes(share.worst_phase.high)}: " if width >= 80 else f"{other}: "
     note = (f"{where}{share.verdict}", VERDICTS[share.verdict])
     return _sized(name, column, abs(left), (note,), "bold")
 
