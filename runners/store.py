@@ -227,9 +227,7 @@ def _version(path: Path, connection: sqlite3.Connection) -> int:
     Raises:
         BadInput: it is another program's database, or was written by a newer plan.
     """
-    version = int(connection.execute("PRAGMA user_version").fetchone()[0])
-    owner = int(connection.execute("PRAGMA application_id").fetchone()[0])
-    holds = int(connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0])
+    version, owner, holds = _at_one_moment(connection, *HEADER)
     if owner != APPLICATION_ID and (owner or version or holds):
         raise BadInput(f"{path} is a database of another program, not a store of measurements")
     if version > len(UPGRADES):
@@ -238,6 +236,21 @@ def _version(path: Path, connection: sqlite3.Connection) -> int:
             "upgrade plan, or name another store"
         )
     return version
+
+
+HEADER = ("PRAGMA user_version", "PRAGMA application_id", "SELECT count(*) FROM sqlite_master")
+
+
+def _at_one_moment(connection: sqlite3.Connection, *questions: str) -> list[int]:
+    """Answers that belong together: between two of them another process may have made the file a store."""
+    begun = not connection.in_transaction
+    if begun:
+        connection.execute("BEGIN")
+    try:
+        return [int(connection.execute(question).fetchone()[0]) for question in questions]
+    finally:
+        if begun:
+            connection.execute("ROLLBACK")
 
 
 @contextmanager

@@ -5,6 +5,7 @@ import random
 import sqlite3
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
@@ -337,3 +338,22 @@ def test_the_store_lies_where_the_user_keeps_data(monkeypatch: pytest.MonkeyPatc
     with Store.open() as store:
         assert store.count() == 0
     assert (tmp_path / ".local/share/finetune-plan").stat().st_mode & 0o077 == 0
+
+
+def test_two_that_make_a_store_at_once_take_each_other_for_no_other_program(path: Path) -> None:
+    """Between two questions of the first to a file that is still empty, the second makes it a store."""
+    path.parent.mkdir()
+    others: list[threading.Thread] = []
+
+    def make(statement: str) -> None:
+        if "sqlite_master" in statement and not others:
+            others.append(threading.Thread(target=lambda: Store.open(path).close()))
+            others[0].start()
+            others[0].join(timeout=1.0)
+
+    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        connection.set_trace_callback(make)
+        assert runners.store._version(path, connection) == 0
+    others[0].join(timeout=30.0)
+    with Store.open(path) as store:
+        assert store.count() == 0
