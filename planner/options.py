@@ -16,6 +16,8 @@ from estimators.units import MIB, parse_bytes
 AUTO = "auto"
 MOST_GPUS = 1024
 LARGEST_COUNT = 10**18
+LARGEST_SEED = (1 << 32) - 1
+"""NumPy's, which trainers seed too."""
 Names = Callable[[], Iterable[str]]
 _LONGEST_TEXT = 4096
 _COUNT_BEFORE = r"([0-9]+)\s*[xX×*]\s*(\S.*)"

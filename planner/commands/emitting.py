@@ -38,8 +38,6 @@ def schedule_names() -> Sequence[str]:
     return SCHEDULES
 
 
-LARGEST_SEED = (1 << 32) - 1
-"""NumPy's, which trainers seed too."""
 OPTIONS = (
     click.Option(
         ["--emit", "emit_folder"],
@@ -64,7 +62,7 @@ OPTIONS = (
         help="Of the written files; by default a tenth of all.",
     ),
     click.Option(
-        ["--seed"], type=Read(options.whole(0, LARGEST_SEED), "N"), help="Of the written files; by default 42."
+        ["--seed"], type=Read(options.whole(0, options.LARGEST_SEED), "N"), help="Of the written files; by default 42."
     ),
 )
 

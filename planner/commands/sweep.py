@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from planner import lists, options
-from planner.commands.emitting import LARGEST_SEED, schedule_names
+from planner.commands.emitting import schedule_names
 from planner.commands.ordering import LEAST_STEPS, Subject, order_of, path_of, subject_of
 from planner.commands.parameters import AS_JSON, QUIET, VERBOSE, Read, as_typed
 from planner.commands.plan import SECTIONS
@@ -59,7 +59,7 @@ OF_A_TRIAL = (
     click.Option(["--steps"], type=Read(options.whole(LEAST_STEPS, 1_000_000), "N"),
                  help="Optimizer steps of each trial; by default 50."),
     click.Option(["--tokens-per-trial"], type=Read(options.read_count, "N"), help="In place of --steps: 1M."),
-    click.Option(["--seed"], type=Read(options.whole(0, LARGEST_SEED), "N"), default=42, show_default=True),
+    click.Option(["--seed"], type=Read(options.whole(0, options.LARGEST_SEED), "N"), default=42, show_default=True),
     click.Option(["--repeats"], type=Read(options.whole(0, 20), "N"), default=2, show_default=True,
                  help="Further seeds of the leader: they show how much of a difference is chance."),
     click.Option(["--schedule"], type=Read(options.choice(schedule_names), "NAME", schedule_names), default="linear",

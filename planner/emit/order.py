@@ -71,6 +71,12 @@ class Order:
         return self.tool or self.recipe.trainer
 
     @property
+    def paths(self) -> tuple[str, ...]:
+        """Of this machine: what the job reads from files, which must be wherever it runs."""
+        weights = (self.weights,) if self.weights.startswith("/") else ()
+        return (*weights, *((self.data.path,) if self.data else ()))
+
+    @property
     def zero(self) -> bool:
         return self.recipe.parallelism.kind.startswith("zero")
 

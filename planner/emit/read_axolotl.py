@@ -9,7 +9,8 @@ from estimators.techniques import OPTIMIZERS
 from estimators.units import format_bytes
 from planner.emit.read_trl import targets_of
 from planner.emit.read_usual import ARGUMENTS, ARGUMENTS_TOLD, MODULES_TO_SAVE, near_attention, strategy_says
-from planner.emit.reading import LARGEST_SEED, Fields, Setting, is_on, known
+from planner.emit.reading import Fields, Setting, is_on, known
+from planner.options import LARGEST_SEED
 
 NAME = "axolotl"
 SIGNS = (

@@ -5,7 +5,8 @@ from estimators.recipe import Adapter, Recipe
 from estimators.techniques import OPTIMIZERS
 from planner.emit.read_trl import targets_of
 from planner.emit.read_usual import ARGUMENTS, ARGUMENTS_TOLD, MODULES_TO_SAVE, evaluation, strategy_says
-from planner.emit.reading import LARGEST_SEED, Fields, Setting, known
+from planner.emit.reading import Fields, Setting, known
+from planner.options import LARGEST_SEED
 
 NAME = "llamafactory"
 SIGNS = ("finetuning_type", "stage", "cutoff_len", "lora_rank", "lora_target", "quantization_bit", "template")

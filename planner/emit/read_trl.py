@@ -15,7 +15,8 @@ from planner.emit.read_usual import (
     near_attention,
     strategy_says,
 )
-from planner.emit.reading import LARGEST_SEED, Fields, Setting, known
+from planner.emit.reading import Fields, Setting, known
+from planner.options import LARGEST_SEED
 from runners.environment import CUDNN_LAST
 
 NAME = "trl"

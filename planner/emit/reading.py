@@ -14,7 +14,6 @@ from planner.emit.rows import row
 
 Value = TypeVar("Value")
 NEAR = 0.8
-LARGEST_SEED = (1 << 32) - 1
 _FLOAT = r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?"
 _WORDS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 

@@ -62,9 +62,7 @@ def settings(order: Order) -> Settings:
 
 def _mounts(order: Order) -> Settings:
     """What the job reads goes to the place it is read from."""
-    paths = [order.weights] if order.weights.startswith("/") else []
-    paths += [order.data.path] if order.data else []
-    return {"file_mounts": {str(PurePosixPath(path)): path for path in paths}} if paths else {}
+    return {"file_mounts": {str(PurePosixPath(path)): path for path in order.paths}} if order.paths else {}
 
 
 def files(order: Order) -> Mapping[str, str]:
@@ -78,8 +76,8 @@ def command(order: Order) -> str:
 def notes(order: Order) -> tuple[str, ...]:
     owner = started(NAME, order)
     found = [f"{FILE} runs {owner.name} ({program(NAME, order)[-1]})"]
-    if paths := _mounts(order).get("file_mounts"):
-        found.append(f"{' and '.join(paths.values())}: of this machine, from where it is uploaded to the same path")
+    if order.paths:
+        found.append(f"{' and '.join(order.paths)}: of this machine, from where it is uploaded to the same path")
     return (*found, *owner.notes(order))
 
 

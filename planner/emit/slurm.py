@@ -52,10 +52,8 @@ def notes(order: Order) -> tuple[str, ...]:
     owner = started(NAME, order)
     last = program(NAME, order)[-1]
     found = [f"{FILE} runs {owner.name} ({last}); set --time and --partition in it as your cluster wants them"]
-    paths = [order.weights] if order.weights.startswith("/") else []
-    paths += [order.data.path] if order.data else []
-    if paths:
-        found.append(f"{' and '.join(paths)}: of this machine, and every node must find it under the same path")
+    if order.paths:
+        found.append(f"{' and '.join(order.paths)}: of this machine, and every node must find it under the same path")
     return (*found, *owner.notes(order))
 
 
